@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint format real setup lock clean
+
+demo: $(READY)  ## run the main job on the embedded endpoint, leave a report
+	$(BIN)/harness run locustfiles/chat.yaml
+
+test: $(READY)  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, mypy and the layers contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+real: $(READY)  ## run plans against a real model server (llama.cpp with SmolLM2-135M)
+	$(BIN)/python tests/real/run.py
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+lock: $(READY)  ## write the installed versions down as the tested ones
+	{ echo '# Tested versions; pip install -c constraints.txt. Refresh with `make lock`.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
+
+clean:
+	rm -rf .venv .real build dist *.egg-info .mypy_cache .ruff_cache

@@ -1,0 +1,504 @@
+"""The budget grammar: one readable sentence in, one `Budget` out, or the column where it goes wrong.
+
+    budget     ::= step "." metric [ statistic ] op value [ "in" stage ]
+    step       ::= segment { "/" segment }        ; "run" is every root step together
+    segment    ::= ( letter | digit | "_" | "-" )+
+    metric     ::= what stands after the last dot: a key of METRICS
+    statistic  ::= "p" number | "mean" | "max"    ; times and tokens need one, shares and rates none
+    op         ::= "<" | "<=" | ">" | ">="
+    value      ::= number unit                    ; 800ms (times), 500 (tokens), 0.1% (shares), 20/s
+    stage      ::= segment
+
+    chat.ttft p99 < 800ms in steady
+    answer/generate.e2el p99.9 <= 10s
+    run.error_rate < 0.1%
+
+A budget that can never hold, or never fail, or that limits the side nobody means (a latency from
+below, a throughput from above) is a mistake and is refused before any load starts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import Literal, cast
+
+from harness.errors import BudgetSyntaxError
+from harness.units import TimeUnit, parse_duration, parse_rate, parse_share
+
+Kind = Literal["time", "tokens", "share", "rate"]
+Op = Literal["<", "<=", ">", ">="]
+
+RUN = "run"
+SEGMENT = r"[A-Za-z0-9_-]+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One thing that is measured; `definition` is printed beside every number of it."""
+
+    name: str
+    kind: Kind
+    definition: str
+    per_request: bool
+    """True when a request yields at most one sample of it."""
+
+
+def _metric(name: str, kind: Kind, definition: str, *, per_request: bool = True) -> Metric:
+    return Metric(name=name, kind=kind, definition=definition, per_request=per_request)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _metric(
+            "ttft",
+            "time",
+            "Time to first token: first event with non-empty content, reasoning or tool-call delta "
+            "− start. A role-only or empty delta is not a token.",
+        ),
+        _metric(
+            "ttfo",
+            "time",
+            "Time to first output: first event with non-empty visible content − start. Reasoning "
+            "and tool calls are not visible.",
+        ),
+        _metric(
+            "itl",
+            "time",
+            "Inter-token latency: gap between successive token events, one sample per gap. Tokens "
+            "that came in one event share a stamp and make no gap.",
+            per_request=False,
+        ),
+        _metric(
+            "tpot",
+            "time",
+            "Time per output token: (last token event − first token event) ÷ (output tokens − 1), "
+            "one sample per request. Absent, not 0, for one-token replies.",
+        ),
+        _metric(
+            "e2el",
+            "time",
+            "End-to-end latency, the response time: end of the reply's stream − start. Start is "
+            "the planned arrival, so waiting to be sent counts. Successful requests only.",
+        ),
+        _metric(
+            "e2el_all",
+            "time",
+            "End-to-end latency including failures: as e2el, with each failed or timed-out request "
+            "standing at its timeout, which its true time is known to reach or exceed.",
+        ),
+        _metric(
+            "service",
+            "time",
+            "Service time: end of the reply's stream − sent, when the request's first byte was "
+            "handed to the kernel. What the target took, without the wait before it.",
+        ),
+        _metric(
+            "service_ttft",
+            "time",
+            "Service time to first token: as ttft, from sent instead of start.",
+        ),
+        _metric(
+            "request",
+            "time",
+            "Request time: end − start of a step that is not a model's reply, such as a retrieval "
+            "or a tool call.",
+        ),
+        _metric(
+            "send_lag",
+            "time",
+            "Send lag: sent − planned, less the wait for a free user and the time to connect. The "
+            "load generator's delay, not the target's.",
+        ),
+        _metric(
+            "slot_wait",
+            "time",
+            "Wait for a free user: how long a planned arrival waited because max_in_flight requests "
+            "were running. Part of the response time.",
+        ),
+        _metric(
+            "connect",
+            "time",
+            "Time to connect: DNS, TCP and TLS, for requests that needed a new connection. Part of "
+            "the response time.",
+        ),
+        _metric(
+            "input_tokens",
+            "tokens",
+            "Tokens of the prompt, as the target's usage report counts them.",
+        ),
+        _metric(
+            "output_tokens",
+            "tokens",
+            "Tokens of the reply: the target's usage report where it sends one, else counted "
+            "token events.",
+        ),
+        _metric(
+            "error_rate",
+            "share",
+            "Failed requests ÷ all requests. Failed by kind: connect, timeout, reset, status, "
+            "truncated stream, malformed event, invalid reply, cut off by the end of the run.",
+            per_request=False,
+        ),
+        _metric(
+            "goodput",
+            "share",
+            "Requests that met every per-request latency budget ÷ all requests. Failed requests "
+            "count as missed.",
+            per_request=False,
+        ),
+        _metric(
+            "rate",
+            "rate",
+            "Requests finished per second of the stage.",
+            per_request=False,
+        ),
+    )
+}
+
+GOODPUT_METRICS = ("ttft", "ttfo", "tpot", "e2el")
+
+_ALLOWED_VALUE: dict[Kind, str] = {
+    "time": "a time, like 800ms or 4s",
+    "tokens": "a number of tokens, like 500",
+    "share": "a share, like 0.1%",
+    "rate": "a rate, like 20/s",
+}
+_ALLOWED_STATISTIC = "p50, p95, p99, p99.9 (any quantile between p0 and p100), mean or max"
+_OPS = ("<", "<=", ">", ">=")
+_MEANT_METRIC = {
+    "latency": "e2el",
+    "e2e": "e2el",
+    "e2e_latency": "e2el",
+    "request_latency": "e2el",
+    "response_time": "e2el",
+    "duration": "e2el",
+    "http_req_duration": "e2el",
+    "first_token": "ttft",
+    "time_to_first_token": "ttft",
+    "inter_token_latency": "itl",
+    "icl": "itl",
+    "tbt": "itl",
+    "time_per_output_token": "tpot",
+    "errors": "error_rate",
+    "error": "error_rate",
+    "failures": "error_rate",
+    "http_req_failed": "error_rate",
+    "throughput": "rate",
+    "rps": "rate",
+    "qps": "rate",
+    "request_rate": "rate",
+    "tokens": "output_tokens",
+}
+_MEANT_STATISTIC = {"avg": "mean", "average": "mean", "med": "p50", "median": "p50"}
+_MEANT_OP = {"=<": "<=", "≤": "<=", "=>": ">=", "≥": ">=", "=": "<=", "==": "<="}
+
+_SUBJECT = re.compile(r"[^\s<>=!≤≥]+")
+_OP = re.compile(r"[<>=!≤≥]+")
+_VALUE = re.compile(r"[0-9.]+\s+(?!in\s)\S+|\S+")
+_QUANTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
+_FOREIGN_QUANTILE = re.compile(r"[pP]?[(_]?([0-9]+(?:\.[0-9]+)?)(?:\)|th|%)?")
+_TOKENS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(?:\s*tokens?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A declared limit on one statistic of one metric of one step.
+
+    `limit` is in nanoseconds, tokens, a share of 1, or per second, by the metric's kind.
+    `stage` is None when each recorded stage is judged by itself. `parse_budget(budget.text,
+    confidence=budget.confidence)` gives the same budget again.
+    """
+
+    text: str
+    step: str
+    metric: str
+    statistic: str
+    quantile: float | None
+    op: Op
+    limit: float
+    limit_text: str
+    stage: str | None
+    confidence: float
+
+    @property
+    def upper(self) -> bool:
+        """True when the limit must not be exceeded, False when it must be reached."""
+        return self.op in ("<", "<=")
+
+    @property
+    def threshold(self) -> int:
+        """The largest whole value (ns, tokens) that is not over the limit; a lower limit's is the
+        largest that is under it."""
+        inclusive = self.op in ("<=", ">")
+        return math.floor(self.limit) if inclusive else math.ceil(self.limit) - 1
+
+    @property
+    def kind(self) -> Kind:
+        """What the limit is: a time, tokens, a share or a rate."""
+        return METRICS[self.metric].kind
+
+    @property
+    def subject(self) -> str:
+        """What is limited: `chat.ttft p99`, `chat.error_rate`."""
+        return f"{self.step}.{self.metric} {self.statistic}".rstrip()
+
+    @property
+    def time_unit(self) -> TimeUnit | None:
+        """The unit to show observed times in, as the limit was declared; None if not a time."""
+        if self.kind != "time":
+            return None
+        unit = self.limit_text.lstrip("0123456789.")
+        return cast(TimeUnit, {"us": "us", "µs": "us", "μs": "us", "ms": "ms"}.get(unit, "s"))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str, *, stage: str | None = None, confidence: float = 0.95) -> Budget:
+    """Read one budget; `stage` is what `in STAGE` would say.
+
+    Raises BudgetSyntaxError with the 1-based column, what was found and what is allowed.
+    """
+    reader = _Reader(text)
+    step, metric = reader.subject()
+    statistic, quantile = reader.statistic(metric)
+    op = reader.op(metric)
+    limit, limit_text = reader.value(metric, op)
+    stage = reader.stage(stage)
+    subject = f"{step}.{metric.name} {statistic}".rstrip()
+    where = f" in {stage}" if stage else ""
+    return Budget(
+        text=f"{subject} {op} {limit_text}{where}",
+        step=step,
+        metric=metric.name,
+        statistic=statistic,
+        quantile=quantile,
+        op=op,
+        limit=limit,
+        limit_text=limit_text,
+        stage=stage,
+        confidence=confidence,
+    )
+
+
+def goodput_limits(
+    budgets: Iterable[Budget], step: str, *, stage: str | None = None
+) -> dict[str, int]:
+    """The limits in nanoseconds that a good request of `step` meets, by metric.
+
+    The strictest `pX` or `max` limit of each of ttft, ttfo, tpot and e2el counts. A root step is
+    also held to the budgets of `run`. With `stage`, budgets of other stages are left out.
+    """
+    steps = (step,) if "/" in step else (step, RUN)
+    limits: dict[str, int] = {}
+    for budget in budgets:
+        elsewhere = stage is not None and budget.stage not in (None, stage)
+        if budget.step not in steps or elsewhere or budget.statistic == "mean":
+            continue
+        if budget.metric in GOODPUT_METRICS:
+            limit = int(budget.limit)
+            limits[budget.metric] = min(limit, limits.get(budget.metric, limit))
+    return limits
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "chat"?`, or nothing when no known word is close."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+class _Reader:
+    """Reads one part after another and remembers the column."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def take(self, pattern: re.Pattern[str]) -> tuple[str, int]:
+        """The next match, empty if there is none, and its 0-based column."""
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+        start = self.at
+        found = pattern.match(self.text, start)
+        if found:
+            self.at = found.end()
+        return (found[0] if found else ""), start
+
+    def rest(self) -> str:
+        """What follows, for a message."""
+        rest = self.text[self.at :].strip()
+        return f'found "{rest}"' if rest else "the budget ends"
+
+    def fail(self, column: int, problem: str) -> BudgetSyntaxError:
+        return BudgetSyntaxError(self.text, column + 1, problem)
+
+    def subject(self) -> tuple[str, Metric]:
+        word, column = self.take(_SUBJECT)
+        if not word:
+            raise self.fail(
+                column, f"{self.rest()} where STEP.METRIC must stand, like chat.ttft p99 < 800ms"
+            )
+        step, dot, name = word.rpartition(".")
+        if not dot:
+            raise self.fail(column, _without_step(word))
+        self._check_step(step, column)
+        if name not in METRICS:
+            meant = _MEANT_METRIC.get(name.lower())
+            hint = f'; did you mean "{meant}"?' if meant else near_miss(name.lower(), METRICS)
+            raise self.fail(
+                column + len(step) + 1,
+                f'found the metric "{name}"; known are {", ".join(METRICS)}{hint}',
+            )
+        return step, METRICS[name]
+
+    def _check_step(self, step: str, column: int) -> None:
+        if re.fullmatch(f"{SEGMENT}(/{SEGMENT})*", step):
+            return
+        good = re.match(f"({SEGMENT}(/(?={SEGMENT}))?)*", step)
+        raise self.fail(
+            column + (good.end() if good else 0),
+            f'found the step "{step}"; a step is words of letters, digits, _ and - joined with /, '
+            "like answer/generate",
+        )
+
+    def statistic(self, metric: Metric) -> tuple[str, float | None]:
+        word, column = self.take(_SUBJECT)
+        if metric.kind in ("share", "rate"):
+            if word:
+                raise self.fail(
+                    column,
+                    f'found "{word}", but {metric.name} takes no statistic; '
+                    f"an operator ({', '.join(_OPS)}) comes next",
+                )
+            return "", None
+        if not word:
+            raise self.fail(
+                column,
+                f"{metric.name} needs a statistic here: {_ALLOWED_STATISTIC}; {self.rest()}",
+            )
+        if word in ("mean", "max"):
+            return word, None
+        return self._quantile(word, column)
+
+    def _quantile(self, word: str, column: int) -> tuple[str, float]:
+        found = _QUANTILE.fullmatch(word)
+        if not found:
+            raise self.fail(
+                column, f'found "{word}"; allowed are {_ALLOWED_STATISTIC}{_meant_statistic(word)}'
+            )
+        percent = Decimal(found[1])
+        if not 0 < percent < 100:
+            hint = '; did you mean "max"?' if percent == 100 else ""
+            raise self.fail(
+                column, f'found "{word}"; a quantile lies between p0 and p100, both excluded{hint}'
+            )
+        return f"p{percent.normalize():f}", float(percent / 100)
+
+    def op(self, metric: Metric) -> Op:
+        word, column = self.take(_OP)
+        allowed = ", ".join(_OPS)
+        if not word:
+            raise self.fail(column, f"{self.rest()} where an operator must stand: {allowed}")
+        if word not in _OPS:
+            meant = _MEANT_OP.get(word)
+            hint = f'; did you mean "{meant}"?' if meant else ""
+            raise self.fail(column, f'found the operator "{word}"; allowed are {allowed}{hint}')
+        upper = word in ("<", "<=")
+        if upper and metric.name in ("goodput", "rate"):
+            raise self.fail(
+                column,
+                f'found "{word}", but {metric.name} should be high, so its limit is a lower one; '
+                f'did you mean "{word.replace("<", ">")}"?',
+            )
+        if not upper and (metric.kind == "time" or metric.name == "error_rate"):
+            raise self.fail(
+                column,
+                f'found "{word}", but {metric.name} should be low, so its limit is an upper one; '
+                f'did you mean "{word.replace(">", "<")}"?',
+            )
+        return cast(Op, word)
+
+    def value(self, metric: Metric, op: Op) -> tuple[float, str]:
+        word, column = self.take(_VALUE)
+        allowed = _ALLOWED_VALUE[metric.kind]
+        if not word:
+            raise self.fail(column, f"the budget ends where its limit must stand: {allowed}")
+        try:
+            limit = _limit(metric.kind, word)
+        except ValueError as error:
+            raise self.fail(column, f"{metric.name} is limited by {allowed}; {error}") from None
+        limit_text = "".join(word.split())
+        problem = _pointless(metric, op, limit, limit_text)
+        if problem:
+            raise self.fail(column, f'found "{op} {word}": {problem}')
+        return limit, limit_text
+
+    def stage(self, given: str | None) -> str | None:
+        word, column = self.take(re.compile(r"\S+"))
+        if not word:
+            return given
+        if word != "in":
+            raise self.fail(
+                column, f'found "{word}" after the limit; only "in STAGE" may follow it'
+            )
+        name, column = self.take(re.compile(r"\S+"))
+        if not re.fullmatch(SEGMENT, name):
+            found = f'found "{name}"' if name else "the budget ends"
+            raise self.fail(column, f'{found} where a stage\'s name must stand, like "in steady"')
+        if given not in (None, name):
+            raise self.fail(column, f'found the stage "{name}", but its "stage" says "{given}"')
+        after, end = self.take(re.compile(r".+"))
+        if after:
+            raise self.fail(end, f'found "{after.strip()}" after the stage; nothing may follow it')
+        return name
+
+
+def _without_step(word: str) -> str:
+    name = _MEANT_METRIC.get(word, word)
+    example = f"{RUN}.{name}" if name in METRICS else f"{word}.ttft"
+    return f'found "{word}" without a dot; STEP.METRIC must stand here, like {example}'
+
+
+def _meant_statistic(word: str) -> str:
+    meant = _MEANT_STATISTIC.get(word.lower())
+    quantile = _FOREIGN_QUANTILE.fullmatch(word)
+    if quantile and 0 < float(quantile[1]) < 100:
+        meant = f"p{quantile[1]}"
+    if not meant and word.lower() in ("mean", "max"):
+        meant = word.lower()
+    return f'; did you mean "{meant}"?' if meant else ""
+
+
+def _limit(kind: Kind, text: str) -> float:
+    if kind == "time":
+        return float(parse_duration(text))
+    if kind == "share":
+        return parse_share(text)
+    if kind == "rate":
+        return parse_rate(text)
+    found = _TOKENS.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text!r} is not one")
+    return float(found[1])
+
+
+def _pointless(metric: Metric, op: Op, limit: float, text: str) -> str:
+    """Why no result could break, or none could meet, the limit; empty when both are possible."""
+    everything = metric.kind == "share" and limit == 1
+    if limit == 0 and metric.kind == "time":
+        return "nothing takes no time"
+    if limit == 0 and op == "<":
+        return f'it can never be met; did you mean "<= {text}"?'
+    if limit == 0 and op == ">=":
+        return f'it can never be broken; did you mean "> {text}"?'
+    if everything and op == ">":
+        return f'it can never be met; did you mean ">= {text}"?'
+    if everything and op == "<=":
+        return "it can never be broken"
+    return ""

@@ -1,0 +1,227 @@
+"""Was the generator fit to judge the target? Each check says what was measured and what it must be.
+
+A broken check makes its stage INVALID: what it cost cannot be told from what the target did. Where
+arrivals waited because every allowed user was busy with the target, the target is to blame: a
+broken budget then stands, only a met one is void (`Check.target_caused`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.recorder import RUN, Recording, StageWindow
+from harness.units import format_count, format_duration, format_share
+
+SEND_LAG_LIMIT_NS = 10_000_000
+RATE_REACHED_MIN = 0.90
+CPU_LIMIT = 0.85
+CUT_OFF_LIMIT = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One condition of a fit measurement; `stage` is None when it holds for the whole run."""
+
+    name: str
+    stage: str | None
+    measured: str
+    must: str
+    ok: bool
+    why: str
+    remedy: str
+    target_caused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """All checks of a run, and the figures of its recorded stages that the trust line shows."""
+
+    checks: tuple[Check, ...]
+    planned: int
+    sent: int
+    dropped: int
+    cut_off: int
+    waited: int
+    send_lag_p99_ns: int | None
+    send_lag_limit_ns: int
+    cpu_p95: float | None
+    clock: str
+
+    @property
+    def valid(self) -> bool:
+        """True when every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def broken(self, stage: str) -> tuple[Check, ...]:
+        """Return the broken checks that concern a stage."""
+        return tuple(c for c in self.checks if not c.ok and c.stage in (None, stage))
+
+
+def assess(recording: Recording) -> Health:
+    """Check a recording stage by stage, and as a whole."""
+    stages = [stage for stage in recording.stages if stage.record]
+    totals = [recording.load_totals(stage.name) for stage in stages]
+    lags = [_send_lag_p99(recording, stage.name) for stage in stages]
+    cpus = [_cpu_p95(recording, stage) for stage in stages]
+    checks = [check for stage in stages for check in _stage_checks(recording, stage)]
+    return Health(
+        checks=(*checks, *_run_checks(recording)),
+        planned=sum(total.planned for total in totals),
+        sent=sum(total.sent for total in totals),
+        dropped=sum(total.dropped for total in totals),
+        cut_off=sum(total.cut_off for total in totals),
+        waited=sum(total.waited for total in totals),
+        send_lag_p99_ns=max((lag for lag in lags if lag is not None), default=None),
+        send_lag_limit_ns=SEND_LAG_LIMIT_NS,
+        cpu_p95=max((cpu for cpu in cpus if cpu is not None), default=None),
+        clock=recording.run.get("clock", "unknown"),
+    )
+
+
+def _stage_checks(recording: Recording, stage: StageWindow) -> list[Check]:
+    checks = []
+    lag = _send_lag_p99(recording, stage.name)
+    if lag is not None:
+        checks.append(_check_lag(stage.name, lag))
+    if stage.planned_rate_per_s is not None:
+        checks.append(_check_rate(recording, stage))
+        checks.append(_check_dropped(recording, stage))
+    checks.append(_check_cut_off(recording, stage.name))
+    cpu = _cpu_p95(recording, stage)
+    if cpu is not None:
+        checks.append(_check_cpu(stage.name, cpu))
+    return checks
+
+
+def _check_lag(stage: str, lag_ns: int) -> Check:
+    return Check(
+        name="Send lag, p99",
+        stage=stage,
+        measured=format_duration(lag_ns),
+        must=f"< {format_duration(SEND_LAG_LIMIT_NS)}",
+        ok=lag_ns < SEND_LAG_LIMIT_NS,
+        why="late sends hide queueing: the target would look other than it is",
+        remedy="lower the rate, use more workers or a machine with less other work",
+    )
+
+
+def _check_rate(recording: Recording, stage: StageWindow) -> Check:
+    planned, in_time = _sent_in_time(recording, stage)
+    reached = in_time / planned if planned else None
+    totals = recording.load_totals(stage.name)
+    users_busy = totals.waited > 0
+    return Check(
+        name="Planned rate reached",
+        stage=stage.name,
+        measured="no arrivals" if reached is None else format_share(reached),
+        must=f"≥ {format_share(RATE_REACHED_MIN)}",
+        ok=reached is not None and reached >= RATE_REACHED_MIN,
+        why="less load than declared is a different test",
+        remedy=(
+            f"all {format_count(totals.max_in_flight)} users were busy with the target: raise "
+            "max_in_flight or lower the rate"
+            if users_busy
+            else "lower the rate or use more workers"
+        ),
+        target_caused=users_busy,
+    )
+
+
+def _check_dropped(recording: Recording, stage: StageWindow) -> Check:
+    totals = recording.load_totals(stage.name)
+    return Check(
+        name="Arrivals never sent",
+        stage=stage.name,
+        measured=format_count(totals.dropped),
+        must="0",
+        ok=totals.dropped == 0,
+        why="requests that were never sent are the slowest ones",
+        remedy="raise max_in_flight, lower the rate, or allow a longer drain",
+        target_caused=totals.waited > 0,
+    )
+
+
+def _check_cut_off(recording: Recording, stage: str) -> Check:
+    totals = recording.load_totals(stage)
+    share = totals.cut_off / totals.sent if totals.sent else 0.0
+    return Check(
+        name="Cut off by the end of the run",
+        stage=stage,
+        measured=f"{format_count(totals.cut_off)} ({format_share(share)})",
+        must=f"≤ {format_share(CUT_OFF_LIMIT)}",
+        ok=share <= CUT_OFF_LIMIT,
+        why="a request that was cut off has no latency, only a lower bound",
+        remedy="allow a longer drain, or set the target's timeout below it",
+        target_caused=True,
+    )
+
+
+def _check_cpu(stage: str, cpu: float) -> Check:
+    return Check(
+        name="Generator CPU, p95",
+        stage=stage,
+        measured=format_share(cpu),
+        must=f"< {format_share(CPU_LIMIT)}",
+        ok=cpu < CPU_LIMIT,
+        why="a busy generator reads its own clock late",
+        remedy="use more workers or lower the rate",
+    )
+
+
+def _run_checks(recording: Recording) -> list[Check]:
+    status = recording.run.get("status", "unknown")
+    ended = {"running": "never ended (a crash?)", "crashed": "crashed"}.get(status, status)
+    lost = recording.missing_histograms + int(recording.run.get("lost_reports", 0))
+    clamped = recording.clamped
+    return [
+        Check(
+            name="The run ended by itself",
+            stage=None,
+            measured=ended,
+            must="complete or interrupted",
+            ok=status in ("complete", "interrupted"),
+            why="a crash loses what was in flight",
+            remedy="see locust.log in the run's folder",
+        ),
+        Check(
+            name="Lost records",
+            stage=None,
+            measured=format_count(lost),
+            must="0",
+            ok=lost == 0,
+            why="samples that are missing may be the slow ones",
+            remedy="check the disk and the workers, then run again",
+        ),
+        Check(
+            name="Samples outside 0 to 1 h",
+            stage=None,
+            measured=format_count(clamped),
+            must="0",
+            ok=clamped == 0,
+            why="they are counted at the edge of the range",
+            remedy="set a timeout below 1 h; a negative time means that the clock was changed",
+        ),
+    ]
+
+
+def _send_lag_p99(recording: Recording, stage: str) -> int | None:
+    series = recording.series(stage, RUN, "send_lag")
+    return None if series is None else series.total.quantile(0.99)
+
+
+def _cpu_p95(recording: Recording, stage: StageWindow) -> float | None:
+    line = recording.timeline
+    inside = (line.t_s >= stage.start_s) & (line.t_s < stage.end_s) & ~np.isnan(line.cpu)
+    return float(np.quantile(line.cpu[inside], 0.95)) if inside.any() else None
+
+
+def _sent_in_time(recording: Recording, stage: StageWindow) -> tuple[int, int]:
+    """Arrivals of a stage, and those that were sent before the stage was over."""
+    planned = in_time = 0
+    for t_s, load in recording.load_by_interval(stage.name):
+        planned += load["planned"]
+        if t_s < stage.end_s:
+            in_time += load["sent"]
+    return planned, in_time

@@ -1,0 +1,282 @@
+"""The plan: what is run, how hard, and what must hold; found usable before any load starts.
+
+    target:
+      url: ${TARGET:-embedded}         # embedded is the reference endpoint, started for the run
+      headers: { Authorization: "Bearer ${API_KEY:-}" }
+    scenario: chat.py                  # paths are relative to the plan's folder
+    load:
+      - { name: warmup, arrivals: constant 5/s, for: 10s, record: false }
+      - { name: steady, arrivals: poisson 20/s, for: 60s }
+    budgets:
+      - chat.ttft p99 < 800ms
+
+Every error says `file:line:column: what was found, what is allowed, what to do`. Options of the
+command line go the same way and are named in its place. Secrets stay out of `repr`, and
+`redacted_source` holds none: `${VAR}` stays as written, what is written out is masked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from harness.budget import RUN, Budget, near_miss
+from harness.errors import PlanError
+from harness.plan.document import Document, Loc, Places, bare_token, is_secret, read_text
+from harness.plan.written import Api, Arrivals, PlanEntry, StageEntry, explained, json_schema
+from harness.units import format_count
+
+__all__ = [
+    "Arrivals",
+    "Plan",
+    "Stage",
+    "Target",
+    "check_steps",
+    "json_schema",
+    "load_plan",
+    "plan_from_options",
+    "secrets",
+]
+
+DEFAULT_MAX_IN_FLIGHT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stretch of load; exactly one of `arrivals` (open) and `concurrency` (closed) is set.
+
+    `max_in_flight` is None for a closed load.
+    """
+
+    name: str
+    duration_ns: int
+    arrivals: Arrivals | None = None
+    concurrency: int | None = None
+    record: bool = True
+    max_in_flight: int | None = None
+
+    @property
+    def load(self) -> str:
+        """`poisson 20/s` or `50 users`."""
+        if self.arrivals is not None:
+            return str(self.arrivals)
+        return "1 user" if self.concurrency == 1 else f"{format_count(self.concurrency or 0)} users"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is measured. `url` is `embedded` or an http(s) URL; `verify` may be a file of CAs.
+
+    `path` stands for the API's own path where it is not None; `params` are further body fields.
+    """
+
+    url: str
+    api: Api = "openai-chat"
+    model: str | None = None
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    path: str | None = None
+    timeout_ns: int = 60_000_000_000
+    verify: bool | Path = True
+    params: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan that was found usable: paths are absolute, variables expanded, budgets parsed.
+
+    `source` is the text as read and may hold secrets; store and show `redacted_source` alone.
+    `places` tells where each budget, by its text, was declared.
+    """
+
+    name: str
+    path: Path | None
+    source: str = field(repr=False)
+    redacted_source: str = field(repr=False)
+    target: Target
+    scenario: Path
+    inputs: Path | None
+    load: tuple[Stage, ...]
+    budgets: tuple[Budget, ...]
+    seed: int = 1
+    workers: int = 1
+    drain_ns: int = 30_000_000_000
+    embedded: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict, repr=False)
+    secret_variables: tuple[str, ...] = field(default=(), repr=False)
+
+
+def load_plan(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.environ) -> Plan:
+    """Read and check a plan file. Raises PlanError for whatever cannot run."""
+    document = Document(Path(path), read_text(Path(path)), environ)
+    return _plan(
+        document.data,
+        document,
+        path=Path(path).absolute(),
+        source=document.text,
+        redacted_source=document.redacted(),
+        secret_variables=tuple(sorted(document.secret_variables)),
+    )
+
+
+def plan_from_options(  # noqa: PLR0913 - one argument for each option
+    *,
+    scenario: str | os.PathLike[str],
+    url: str = "embedded",
+    api: str | None = None,
+    model: str | None = None,
+    headers: Sequence[str] = (),
+    rate: str | None = None,
+    arrivals: str | None = None,
+    concurrency: int | None = None,
+    duration: str = "60s",
+    budgets: Sequence[str] = (),
+    inputs: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Make the plan that options describe; paths are relative to the working folder.
+
+    `rate` means Poisson arrivals; `arrivals` says which (`constant 5/s`). `headers` are texts of
+    the form `Name: value`. Raises PlanError that names the option at fault.
+    """
+    if rate is not None and arrivals is not None:
+        raise PlanError("--rate", "found beside --arrivals; give one of them")
+    sent = _headers(headers)
+    load = arrivals if rate is None else f"poisson {rate}"
+    data = _given(
+        target=_given(url=url, api=api, model=model, headers=sent),
+        scenario=os.fspath(scenario),
+        inputs=None if inputs is None else os.fspath(inputs),
+        load=_given(arrivals=load, concurrency=concurrency) | {"for": duration},
+        budgets=list(budgets),
+        seed=seed,
+        workers=workers,
+    )
+    masked = {name: "***" if is_secret(name) else value for name, value in sent.items()}
+    shown = data | {"target": data["target"] | {"headers": masked}}
+    source = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    options = _Options("--rate" if arrivals is None else "--arrivals")
+    return _plan(data, options, path=None, source=source, redacted_source=source)
+
+
+def check_steps(plan: Plan, known_steps: Iterable[str]) -> None:
+    """Raise PlanError at the first budget whose step the scenario does not have."""
+    known = list(known_steps)
+    for budget in plan.budgets:
+        if budget.step != RUN and budget.step not in known:
+            raise PlanError(
+                plan.places[budget.text],
+                f'found the step "{budget.step}"; the scenario has {", ".join(known) or "none"}, '
+                f"and {RUN} is every root step together{near_miss(budget.step, known)}",
+            )
+
+
+def secrets(plan: Plan) -> tuple[str, ...]:
+    """Return the texts that must never be written or shown, longest first.
+
+    They are the values of sensitive headers and body fields, the bare token after `Bearer `, and
+    the sensitive environment variables that the plan uses. Texts up to 3 characters are left out.
+    """
+    found = set(plan.secret_variables)
+    for name, value in [*plan.target.headers.items(), *plan.target.params.items()]:
+        if is_secret(name) and isinstance(value, str):
+            found |= {value, bare_token(value)}
+    return tuple(sorted((text for text in found if len(text) > 3), key=lambda t: (-len(t), t)))
+
+
+class _Options:
+    """Places on a command line: the option's name."""
+
+    def __init__(self, rate_option: str) -> None:
+        self._names: dict[Loc, str] = {
+            (): rate_option,
+            ("scenario",): "scenario",
+            ("target",): "--target",
+            ("target", "api"): "--api",
+            ("target", "model"): "--model",
+            ("target", "headers"): "--header",
+            ("inputs",): "--inputs",
+            ("load", 0, "concurrency"): "--concurrency",
+            ("load", 0, "for"): "--for",
+            ("budgets",): "--budget",
+            ("seed",): "--seed",
+            ("workers",): "--workers",
+        }
+
+    def place(self, loc: Loc, *, key: bool = False, column: int = 1) -> str:  # noqa: ARG002 - an option has no columns
+        known = (loc[:n] for n in range(len(loc), -1, -1))
+        return next(self._names[part] for part in known if part in self._names)
+
+
+def _plan(data: Any, places: Places, *, path: Path | None, **texts: Any) -> Plan:
+    context = {
+        "folder": path.parent if path else Path.cwd(),
+        "folder_meaning": "the plan's folder" if path else "the working folder",
+    }
+    try:
+        entry = PlanEntry.model_validate(data, context=context)
+    except ValidationError as errors:
+        raise explained(errors, places) from None
+    _check_stages(entry.load, places)
+    _check_budgets(entry.budgets, entry.load, places)
+    target, inputs, load = Target(**dict(entry.target)), entry.inputs, map(_stage, entry.load)
+    return Plan(
+        **dict(entry)
+        | {"name": entry.name or (path or entry.scenario).stem, "target": target}
+        | {"inputs": inputs.file if inputs else None, "load": tuple(load)},
+        path=path,
+        places={b.text: places.place(("budgets", i)) for i, b in enumerate(entry.budgets)},
+        **texts,
+    )
+
+
+def _stage(entry: StageEntry) -> Stage:
+    values = dict(entry)
+    if entry.arrivals is not None and entry.max_in_flight is None:
+        values["max_in_flight"] = DEFAULT_MAX_IN_FLIGHT
+    return Stage(**values)
+
+
+def _check_stages(load: Sequence[StageEntry], places: Places) -> None:
+    names = [stage.name for stage in load]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            problem = f'found the stage "{name}" again; give each stage a name of its own'
+            raise PlanError(places.place(("load", i, "name")), problem)
+    if not any(stage.record for stage in load):
+        problem = "found no stage that is recorded; remove record: false from one"
+        raise PlanError(places.place(("load",)), problem)
+
+
+def _check_budgets(budgets: Sequence[Budget], load: Sequence[StageEntry], places: Places) -> None:
+    recorded = {stage.name: stage.record for stage in load}
+    known = [name for name, record in recorded.items() if record]
+    texts = [budget.text for budget in budgets]
+    for i, budget in enumerate(budgets):
+        place = places.place(("budgets", i))
+        if budget.text in texts[:i]:
+            raise PlanError(place, f'found the budget "{budget.text}" again; remove one')
+        if budget.stage and budget.stage not in known:
+            why = "is not recorded" if budget.stage in recorded else "does not exist"
+            raise PlanError(
+                place,
+                f'found the stage "{budget.stage}", which {why}; recorded are {", ".join(known)}'
+                f"{near_miss(budget.stage, known)}",
+            )
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _headers(texts: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition(":") for text in texts]
+    if not all(colon for _, colon, _ in pairs):
+        raise PlanError("--header", 'found no colon; allowed is "Name: value"')
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,0 +1,259 @@
+"""A YAML text as plain values that know their line and column; the only place that reads YAML.
+
+`${VAR}` and `${VAR:-default}` become text inside one value, never structure, and `$${` stands for
+the characters `${`. Only text, numbers, true, false, lists and keys with values come out: no tags,
+no merge keys, no repeated keys, and bounds on size, on depth and on what aliases unfold to.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from harness.budget import near_miss
+from harness.errors import PlanError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+MAX_VALUES = 10_000  # counted with every alias written out
+
+Loc = tuple[int | str, ...]
+
+_VARIABLE = re.compile(
+    r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^{}]*))?\})?"
+)
+_ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
+_SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"authorization|api[-_]?key|cookie|secret|password|(^|[-_])token$", re.IGNORECASE
+)
+_TOO_DEEP = f"found values nested more than {MAX_DEPTH} deep, aliases written out; flatten them"
+_MAKE = yaml.constructor.SafeConstructor
+_SCALARS: dict[str, Any] = {
+    "str": _MAKE.construct_yaml_str,
+    "timestamp": _MAKE.construct_yaml_str,  # a date is text to us
+    "int": _MAKE.construct_yaml_int,
+    "float": _MAKE.construct_yaml_float,
+    "bool": _MAKE.construct_yaml_bool,
+    "null": _MAKE.construct_yaml_null,
+}
+
+
+class Places(Protocol):
+    """Knows where a value was written."""
+
+    def place(self, loc: Loc, *, key: bool = False, column: int = 1) -> str:
+        """Return where the value, or its key, stands; `column` is 1-based within its text."""
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a header, field or variable of this name holds what must not be shown."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def bare_token(text: str) -> str:
+    """Return the text without a leading `Bearer ` or other scheme."""
+    return _SCHEME.sub("", text).strip()
+
+
+def read_text(path: Path) -> str:
+    """Read a file of bounded size as UTF-8; PlanError when that fails."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise PlanError(str(path), f"cannot be read: {reason}; name a plan file") from None
+    if len(raw) > MAX_BYTES:
+        raise PlanError(str(path), f"is larger than the {MAX_BYTES:,} bytes a plan may have")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, column = _line_and_column(raw[: error.start].decode())
+        raise PlanError(
+            f"{path}:{line}:{column}",
+            f"found the byte 0x{raw[error.start]:02x}; allowed is UTF-8; save it as that",
+        ) from None
+
+
+class Document:
+    """`data` holds the values of a plan file; raises PlanError where it is not plain YAML."""
+
+    def __init__(self, path: Path, text: str, environ: Mapping[str, str]) -> None:
+        self.text = text
+        self.secret_variables: set[str] = set()
+        self._path = path
+        self._environ = environ
+        self._values: dict[Loc, yaml.Node] = {}
+        self._keys: dict[Loc, yaml.Node] = {}
+        self._as_written: set[Loc] = set()
+        self._masks: set[tuple[int, int, str]] = set()
+        root = self._compose()
+        self.data = None if root is None else self._value(root, ())
+
+    def place(self, loc: Loc, *, key: bool = False, column: int = 1) -> str:
+        """Return `path:line:column` of the value, of its key, or of the nearest value around it.
+
+        An index that the file does not have is passed over: one entry may stand for a list of it.
+        """
+        here: Loc = ()
+        for part in loc:
+            if (*here, part) in self._values:
+                here = (*here, part)
+            elif isinstance(part, str):
+                break
+        if here not in self._values:
+            return f"{self._path}:1:1"
+        if key and here in self._keys:
+            return self._at(self._keys[here].start_mark)
+        node = self._values[here]
+        shift = self._shift(node, column - 1) if here in self._as_written else 0
+        return self._at(node.start_mark, shift)
+
+    def redacted(self) -> str:
+        """Return the text with every secret that is written out in it masked."""
+        text = self.text
+        for start, end, _ in sorted(self._masks, reverse=True):
+            text = f'{text[:start]}"***"{text[end:]}'
+        literals = {literal for *_, literal in self._masks if len(literal) > 3}
+        for literal in sorted(literals, key=len, reverse=True):
+            text = text.replace(literal, "***")
+        return text
+
+    def _at(self, mark: Any, shift: int = 0) -> str:
+        return f"{self._path}:{mark.line + 1}:{mark.column + 1 + shift}"
+
+    def _raw(self, node: yaml.Node) -> str:
+        return self.text[node.start_mark.index : node.end_mark.index]
+
+    def _shift(self, node: yaml.Node, offset: int) -> int:
+        """Return how far from a scalar's start its text's `offset` is; 0 where that is unclear."""
+        raw = self._raw(node)
+        if raw == node.value:
+            return offset
+        return offset + 1 if raw[1:-1] == node.value else 0
+
+    def _compose(self) -> yaml.Node | None:
+        try:
+            return yaml.compose(self.text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark: Any = error.problem_mark or error.context_mark
+            problem = error.problem or ""
+            if problem.startswith("but ") or not problem:
+                problem = f"{error.context} {problem}".strip()
+            problem = f"found what is not YAML: {problem}{self._hint(mark.line)}"
+            raise PlanError(self._at(mark), problem) from None
+        except yaml.reader.ReaderError as error:
+            line, column = _line_and_column(self.text[: error.position])
+            raise PlanError(
+                f"{self._path}:{line}:{column}",
+                f"found the character U+{error.character:04X}; allowed is printable text",
+            ) from None
+        except RecursionError:
+            raise PlanError(f"{self._path}:1:1", _TOO_DEEP) from None
+
+    def _hint(self, line: int) -> str:
+        lines = self.text.split("\n")
+        text = lines[line] if line < len(lines) else ""
+        if "\t" in text[: len(text) - len(text.lstrip())]:
+            return "; indent with spaces, not tabs"
+        if "${" in text:
+            return '; inside { } and [ ] write "${VAR}" with quotes'
+        return ""
+
+    def _value(self, node: yaml.Node, loc: Loc) -> Any:
+        self._values[loc] = node
+        if len(loc) > MAX_DEPTH:
+            raise PlanError(self._at(node.start_mark), _TOO_DEEP)
+        if len(self._values) > MAX_VALUES:
+            problem = f"found more than {MAX_VALUES:,} values, aliases written out; use fewer"
+            raise PlanError(self._at(node.start_mark), problem)
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and kind == "map":
+            return dict(self._pairs(node, loc))
+        if isinstance(node, yaml.SequenceNode) and kind == "seq":
+            return [self._value(item, (*loc, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+            return self._scalar(node, kind, loc)
+        raise PlanError(
+            self._at(node.start_mark),
+            f"found the tag !!{kind}; allowed are plain text, numbers, lists and keys",
+        )
+
+    def _pairs(self, node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[str, Any]]:
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                found = f'"{key.value}"' if isinstance(key, yaml.ScalarNode) else "a structure"
+                problem = f"found {found} as a key; allowed are words; write the keys out"
+                raise PlanError(self._at(key.start_mark), problem)
+            here = (*loc, key.value)
+            if here in self._keys:
+                line = self._keys[here].start_mark.line + 1
+                problem = f'found the key "{key.value}" again; it is on line {line}; keep one'
+                raise PlanError(self._at(key.start_mark), problem)
+            self._keys[here] = key
+            yield key.value, self._value(value, here)
+
+    def _scalar(self, node: yaml.ScalarNode, kind: str, loc: Loc) -> Any:
+        if loc and is_secret(str(loc[-1])):
+            self._mask(node)
+        if kind not in ("str", "timestamp"):
+            return self._typed(node, kind)
+        text = _VARIABLE.sub(lambda found: self._variable(found, node), node.value)
+        if text == node.value:
+            self._as_written.add(loc)
+        elif node.style is None and (loc[:1] == ("embedded",) or loc[:2] == ("target", "params")):
+            # What has no schema is typed as YAML would type the text itself.
+            resolver: Any = yaml.SafeLoader("")
+            tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
+            kind = tag.removeprefix("tag:yaml.org,2002:")
+            if kind in ("int", "float", "bool"):
+                return self._typed(yaml.ScalarNode(tag, text, node.start_mark), kind)
+        return text
+
+    def _typed(self, node: yaml.ScalarNode, kind: str) -> Any:
+        try:
+            value = _SCALARS[kind](_MAKE(), node)
+        except ValueError:
+            value = math.nan
+        if isinstance(value, float) and not math.isfinite(value):
+            problem = f'found "{node.value[:40]}"; allowed is a finite number'
+            raise PlanError(self._at(node.start_mark), problem)
+        return value
+
+    def _variable(self, found: re.Match[str], node: yaml.ScalarNode) -> str:
+        if found[0] == "$${":
+            return "${"
+        name, default = found["name"], found["default"]
+        place = self._at(node.start_mark, self._shift(node, found.start()))
+        if name is None:
+            raise PlanError(
+                place,
+                'found "${" without a variable; allowed are ${NAME} and ${NAME:-default}, and $${ '
+                "for the characters themselves",
+            )
+        value = self._environ.get(name)
+        if value is None and default is None:
+            raise PlanError(
+                place,
+                f"found ${{{name}}}, a variable that is not set{near_miss(name, self._environ)}; "
+                f"set it, or write ${{{name}:-default}}",
+            )
+        if value and is_secret(name):
+            self.secret_variables |= {value, bare_token(value)}
+        return value or default or ""
+
+    def _mask(self, node: yaml.ScalarNode) -> None:
+        literal = bare_token(node.value)
+        if literal and not _ONLY_VARIABLE.fullmatch(literal):
+            start = node.start_mark.index
+            self._masks.add((start, start + len(self._raw(node).rstrip()), literal))
+
+
+def _line_and_column(before: str) -> tuple[int, int]:
+    return before.count("\n") + 1, len(before) - before.rfind("\n")

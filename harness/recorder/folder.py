@@ -1,0 +1,232 @@
+"""The run folder on disk: opened before the load, flushed every interval, never half a line.
+
+    run.json         what was run, on what, how it ended (replaced as a whole, atomically)
+    latency.hlog     HdrHistogram log 1.3; one tagged line per stage, step, metric and interval, in µs
+    intervals.jsonl  per interval: exact counts, extremes and sums, counts over each declared limit, load
+    requests.jsonl   kept journeys (slowest, random, failed) with their steps
+
+A write that fails (a full disk) leaves the file at its last whole interval; what could not be
+written stays in memory and is tried again with the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from harness.errors import RecordingError
+from harness.recorder.record import Key, Report
+
+SCHEMA_VERSION = 1  # 1: first
+RUN_FILE, HLOG_FILE = "run.json", "latency.hlog"
+INTERVALS_FILE, REQUESTS_FILE = "intervals.jsonl", "requests.jsonl"
+_HLOG_UNITS_PER_MS = 1000
+
+
+def tag_of(key: Key) -> str:
+    """Return the `.hlog` tag `stage:step.metric`; a tag may hold no comma, space or line end."""
+    stage, step, metric = key
+    return f"{quote(stage, safe='-_.')}:{quote(step, safe='-_./')}.{metric}"
+
+
+class RunFolder:
+    """The writing side of a run folder."""
+
+    def __init__(self, path: Path, run: dict[str, Any], secrets: Sequence[str] = ()) -> None:
+        self.path = path
+        self.run = run
+        self._secrets = tuple(secrets)
+        self._files: dict[str, _Appender] = {}
+
+    @classmethod
+    def create(
+        cls, path: Path, run: dict[str, Any], *, secrets: Sequence[str] = ()
+    ) -> RunFolder:
+        """Make the folder and write the first `run.json`; `secrets` are never written to any file.
+
+        Raises RecordingError when it cannot be written, or already holds a run.
+        """
+        appended = (HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE)
+        folder = cls(path, {"schema_version": SCHEMA_VERSION, **run}, secrets)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any((path / name).exists() for name in (RUN_FILE, *appended)):
+                raise RecordingError(
+                    f"{path} already holds a run; choose another --out or remove it"
+                )
+            folder.update(status="running")
+            for name in appended:
+                (path / name).touch()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open a folder that `create` made, to append to it."""
+        return cls(path, read_run(path))
+
+    def update(self, **changes: Any) -> None:
+        """Merge `changes` into run.json and replace the file as a whole.
+
+        Raises RecordingError when it cannot be written; the old file then stands.
+        """
+        self.run = {**self.run, **changes}
+        text = json.dumps(self.run, indent=1, default=str) + "\n"
+        try:
+            write_atomically(self.path / RUN_FILE, text)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def begin(self, started_unix_s: float) -> None:
+        """Write the log's head; time zero of every interval is `started_unix_s`."""
+        stamp = time.strftime("%a %b %d %H:%M:%S UTC %Y", time.gmtime(started_unix_s))
+        self._append(
+            HLOG_FILE,
+            "#[Logged with latency-harness; values in microseconds, tokens as they are]\n"
+            "#[Histogram log format version 1.3]\n"
+            f"#[StartTime: {started_unix_s:.3f} (seconds since epoch), {stamp}]\n"
+            '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n',
+        )
+        self.update(started_unix_s=started_unix_s)
+
+    def append(self, report: Report) -> None:
+        """Write one interval to all three files."""
+        length_s = self.run["interval_s"]
+        start_s = report.index * length_s
+        lines = []
+        for key, measured in report.measured.items():
+            histogram = measured.histogram
+            if not histogram.n:  # has no row in intervals.jsonl that it could belong to
+                continue
+            top = (histogram.max or 0) / histogram.unit / _HLOG_UNITS_PER_MS
+            lines.append(
+                f"Tag={tag_of(key)},{start_s:.3f},{length_s:.3f},{top:.3f},{histogram.encode()}\n"
+            )
+        self._append(HLOG_FILE, "".join(lines))
+        self._append(
+            REQUESTS_FILE, "".join(_line(self._redacted(journey)) for journey in report.journeys)
+        )
+        self._append(INTERVALS_FILE, _line(_interval(report)))
+
+    @property
+    def unsaved_bytes(self) -> int:
+        """Bytes that wait for the disk to take them again; 0 is the healthy state."""
+        return sum(file.waiting_bytes for file in self._files.values())
+
+    def close(self) -> None:
+        """Close the files; raises RecordingError when something could not be saved even now."""
+        for file in self._files.values():
+            file.append(b"")
+        lost = self.unsaved_bytes
+        for file in self._files.values():
+            file.close()
+        if lost:
+            raise RecordingError(f"{self.path}: {lost:,} bytes could not be saved; is the disk full?")
+
+    def _redacted(self, value: Any) -> Any:
+        """Return `value` with the secrets masked in every text it holds."""
+        if isinstance(value, str):
+            for secret in self._secrets:
+                value = value.replace(secret, "***")
+            return value
+        if isinstance(value, dict):
+            return {key: self._redacted(item) for key, item in value.items()}
+        return [self._redacted(item) for item in value] if isinstance(value, list) else value
+
+    def _append(self, name: str, text: str) -> None:
+        if name not in self._files:
+            self._files[name] = _Appender(self.path / name)
+        self._files[name].append(text.encode())
+
+
+class _Appender:
+    """A file that grows by whole texts, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting = b""
+
+    @property
+    def waiting_bytes(self) -> int:
+        return len(self._waiting)
+
+    def append(self, data: bytes) -> None:
+        """Write what waits and then `data`, or nothing and let both wait."""
+        self._waiting += data
+        size = os.fstat(self._fd).st_size
+        try:
+            whole = os.write(self._fd, self._waiting) == len(self._waiting)
+        except OSError:
+            whole = False
+        if whole:
+            self._waiting = b""
+        else:
+            os.ftruncate(self._fd, size)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return a folder's run.json; RecordingError says why it is not one of ours."""
+    file = path / RUN_FILE
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordingError(f"{path} is not a run folder: it holds no {RUN_FILE}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordingError(f"{file} cannot be read: {error}") from error
+    version = run.get("schema_version") if isinstance(run, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordingError(
+            f"{file} has schema_version {version!r}; this version reads {SCHEMA_VERSION}"
+        )
+    return dict(run)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole: readers see the old text or the new, a crash leaves one of them."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _unwritable(path: Path, error: OSError) -> RecordingError:
+    return RecordingError(
+        f"{path} cannot be written ({error.strerror}); choose a writable folder with --out"
+    )
+
+
+def _line(data: dict[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), default=str) + "\n"
+
+
+def _interval(report: Report) -> dict[str, Any]:
+    """Return the JSON form of a report's exact numbers; `Recording` reads it back."""
+    return {
+        "i": report.index,
+        "cpu": report.cpu,
+        "load": {stage: asdict(load) for stage, load in report.load.items()},
+        "metrics": [
+            [*key, h.n, h.min, h.max, h.sum, h.clamped, list(measured.over.items())]
+            for key, measured in report.measured.items()
+            if (h := measured.histogram).n
+        ],
+        "steps": [
+            [*where, f.total, f.good, dict(f.kinds)] for where, f in report.finished.items()
+        ],
+    }

@@ -1,0 +1,231 @@
+"""HDR histograms as numpy arrays: the only importer of `hdrh`.
+
+`hdrh` gives the bucket layout and the standard encoding (HdrHistogram V2, deflated, base64), so any
+HdrHistogram tool reads what is written here. Counting, merging and quantiles are done on arrays,
+because `hdrh` drops values above its range, ranks p99 of 60 samples at 59, answers 0 for an empty
+histogram and forgets the exact minimum and maximum.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hdrh.histogram import HdrHistogram
+from pyhdrh import decode as _decode_counts
+
+from harness.errors import RecordingError
+
+IntArray = npt.NDArray[np.int64]
+
+LOWEST, HIGHEST, DIGITS = 1, 3_600_000_000, 3  # 1 µs to 1 h, three significant digits
+TIME_UNIT_NS = 1_000  # times are counted in µs, tokens one by one
+_HALF_BITS = 10  # 2 048 sub-buckets: the power of two above 2·10^DIGITS
+_HALF = 1 << _HALF_BITS
+_HEADER = struct.Struct(">IIIIQQd")  # cookie, payload bytes, offset, digits, lowest, highest, ratio
+_COOKIE_BASES = (0x1C849304, 0x1C849303)  # compressed envelope, encoded payload; low nibbles vary
+_MAX_INFLATED = _HEADER.size + 9 * 23 * _HALF  # no honest histogram of this layout is larger
+
+
+def unit_of(metric: str) -> int:
+    """Return how many of the metric's own units (ns, or tokens) one histogram unit stands for."""
+    return 1 if metric.endswith("_tokens") else TIME_UNIT_NS
+
+
+def _index_of(units: IntArray) -> IntArray:
+    """Counts-array index of each value; the layout of HdrHistogram with 2 048 sub-buckets."""
+    _, bits = np.frexp((units | (2 * _HALF - 1)).astype(np.float64))
+    bucket = bits.astype(np.int64) - (_HALF_BITS + 1)
+    return ((bucket + 1) << _HALF_BITS) + (units >> bucket) - _HALF
+
+
+def _lower_edge(index: IntArray) -> IntArray:
+    """Smallest value, in histogram units, that counts at each index."""
+    bucket = (index >> _HALF_BITS) - 1
+    sub = (index & (_HALF - 1)) + np.where(bucket < 0, 0, _HALF)
+    edges: IntArray = sub << np.maximum(bucket, 0)
+    return edges
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts by bucket, with the exact count, minimum, maximum and sum beside them.
+
+    `min`, `max`, `sum` and every value returned are in the metric's own unit (ns or tokens);
+    `min` and `max` are None without samples.
+    """
+
+    indices: IntArray
+    counts: IntArray
+    n: int
+    min: int | None
+    max: int | None
+    sum: int
+    clamped: int = 0
+    unit: int = TIME_UNIT_NS
+    _cumulative: IntArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_cumulative", np.cumsum(self.counts))
+
+    @classmethod
+    def of(cls, values: Sequence[int] | IntArray, unit: int = TIME_UNIT_NS) -> Histogram:
+        """Count `values`; those outside 0 to 1 h count at the edge and in `clamped`."""
+        array = np.asarray(values, dtype=np.int64)
+        if not len(array):
+            return cls.empty(unit)
+        units = array // unit
+        inside = np.clip(units, 0, HIGHEST)
+        dense = np.bincount(_index_of(inside))
+        indices = np.flatnonzero(dense)
+        return cls(
+            indices=indices,
+            counts=dense[indices],
+            n=len(array),
+            min=int(array.min()),
+            max=int(array.max()),
+            sum=int(array.sum()),
+            clamped=int(np.count_nonzero(inside != units)),
+            unit=unit,
+        )
+
+    @classmethod
+    def empty(cls, unit: int = TIME_UNIT_NS) -> Histogram:
+        """Return a histogram without samples: no minimum, no maximum, no quantile."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(nothing, nothing, 0, None, None, 0, 0, unit)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Histogram], unit: int = TIME_UNIT_NS) -> Histogram:
+        """Return the histogram of all samples of `parts` together."""
+        full = [part for part in parts if part.n]
+        if not full:
+            return cls.empty(unit)
+        if len(full) == 1:
+            return full[0]
+        every = np.concatenate([part.indices for part in full])
+        weights = np.concatenate([part.counts for part in full])
+        dense = np.bincount(every, weights=weights).astype(np.int64)
+        indices = np.flatnonzero(dense)
+        return cls(
+            indices=indices,
+            counts=dense[indices],
+            n=sum(part.n for part in full),
+            min=min(part.min for part in full if part.min is not None),
+            max=max(part.max for part in full if part.max is not None),
+            sum=sum(part.sum for part in full),
+            clamped=sum(part.clamped for part in full),
+            unit=full[0].unit,
+        )
+
+    @property
+    def mean(self) -> float | None:
+        """Return the exact mean, or None without samples."""
+        return self.sum / self.n if self.n else None
+
+    @property
+    def values(self) -> IntArray:
+        """Lower edge of each occupied bucket, in the metric's own unit, ascending."""
+        return _lower_edge(self.indices) * self.unit
+
+    def at_rank(self, rank: int) -> int | None:
+        """Return the `rank`-th smallest sample (1-based) up to the bucket width; None outside 1…n."""
+        if not 1 <= rank <= self.n or self.max is None or self.min is None:
+            return None
+        where = int(np.searchsorted(self._cumulative, rank))
+        top = int(_lower_edge(self.indices[where : where + 1] + 1)[0]) * self.unit - 1
+        return max(self.min, min(top, self.max))
+
+    def quantile(self, q: float) -> int | None:
+        """Return the sample of rank ⌈q·n⌉ (the smallest with a share of at least q at or below it)."""
+        return self.at_rank(max(1, math.ceil(round(q * self.n, 6))))
+
+    def count_over(self, threshold: float) -> tuple[int, int]:
+        """Return bounds on how many samples are above `threshold`; equal where a bucket edge or an exact
+        extreme decides it."""
+        if self.max is None or self.min is None or threshold >= self.max:
+            return 0, 0
+        if threshold < self.min:
+            return self.n, self.n
+        lower = _lower_edge(self.indices) * self.unit
+        upper = _lower_edge(self.indices + 1) * self.unit - 1
+        lower[0], upper[-1] = self.min, self.max  # clamped samples lie outside their bucket
+        return int(self.counts[lower > threshold].sum()), int(self.counts[upper > threshold].sum())
+
+    def encode(self) -> str:
+        """Return the standard HdrHistogram V2 compressed encoding, base64."""
+        scratch = _scratch()
+        view = _view(scratch)
+        view[self.indices] = self.counts
+        scratch.total_count = self.n
+        scratch.max_value = int(_lower_edge(self.indices[-1:])[0]) if self.n else 0
+        blob: bytes = scratch.encode()
+        view[self.indices] = 0
+        return blob.decode("ascii")
+
+    @classmethod
+    def decode(
+        cls, blob: str, *, n: int, min: int, max: int, sum: int, clamped: int = 0, unit: int
+    ) -> Histogram:
+        """Rebuild a histogram from its encoding and the exact figures kept beside it.
+
+        Raises RecordingError when the blob is damaged, of another layout, or inflates beyond what
+        this layout can hold.
+        """
+        view = _view(_scratch())
+        _inflate_into(blob)
+        indices = np.flatnonzero(view)
+        counts = view[indices].astype(np.int64)
+        view[indices] = 0
+        if int(counts.sum()) != n:
+            raise RecordingError(f"histogram holds {counts.sum()} samples, its record says {n}")
+        return cls(indices, counts, n, min, max, sum, clamped, unit)
+
+
+_SCRATCH: list[Any] = []
+
+
+def _scratch() -> Any:
+    """Return the one dense histogram that encodings pass through; zero between uses."""
+    if not _SCRATCH:
+        _SCRATCH.append(HdrHistogram(LOWEST, HIGHEST, DIGITS))
+    return _SCRATCH[0]
+
+
+def _view(scratch: Any) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(scratch.counts, dtype=np.uint64)
+
+
+def _inflate_into(blob: str) -> None:
+    """Add a blob's counts to the scratch histogram, checking every length first."""
+    try:
+        raw = base64.b64decode(blob, validate=True)
+        cookie, length = struct.unpack_from(">II", raw)
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(raw[8 : 8 + length], _MAX_INFLATED + 1)
+        if len(data) > _MAX_INFLATED:
+            raise RecordingError(f"histogram inflates beyond {_MAX_INFLATED:,} bytes")
+        header = _HEADER.unpack_from(data)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise RecordingError(f"histogram blob is damaged: {error}") from error
+    if (cookie & ~0xF0, header[0] & ~0xF0) != _COOKIE_BASES:
+        raise RecordingError("histogram blob is not HdrHistogram V2")
+    if (header[3], header[4], header[5]) != (DIGITS, LOWEST, HIGHEST):
+        raise RecordingError("histogram blob has another range or precision than this tool records")
+    if header[1]:
+        scratch = _scratch()
+        try:
+            _decode_counts(
+                data, _HEADER.size, ctypes.addressof(scratch.counts), scratch.counts_len, 8
+            )
+        except (IndexError, ValueError, OverflowError, MemoryError) as error:
+            _view(scratch)[:] = 0
+            raise RecordingError(f"histogram blob is damaged: {error}") from error

@@ -1,0 +1,217 @@
+"""What one worker counts between two flushes: append on the hot path, histograms at the flush.
+
+A request's samples are recorded together, when it ends, in the stage in which it was planned. One
+`Report` covers one interval; reports of several workers for the same interval merge into one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.recorder.histogram import Histogram, unit_of
+
+Key = tuple[str, str, str]  # stage, step, metric
+RUN = "run"  # the name that stands for every root step together
+
+_KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 3, 3  # journeys kept per interval, stage and root step
+
+
+@dataclass(slots=True)
+class Measured:
+    """One (stage, step, metric) in one interval: its histogram and the exact counts over each limit."""
+
+    histogram: Histogram
+    over: dict[int, int]
+
+
+@dataclass(slots=True)
+class Finished:
+    """How the executions of one (stage, step) that ended in one interval came out."""
+
+    total: int = 0
+    good: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Load:
+    """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen."""
+
+    planned: int = 0
+    sent: int = 0
+    finished: int = 0
+    failed: int = 0
+    dropped: int = 0
+    cut_off: int = 0
+    waited: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything one worker, or all of them, saw in interval number `index`."""
+
+    index: int
+    measured: dict[Key, Measured] = field(default_factory=dict)
+    finished: dict[tuple[str, str], Finished] = field(default_factory=dict)
+    load: dict[str, Load] = field(default_factory=dict)
+    cpu: float | None = None
+    journeys: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What must be counted exactly while samples are still samples.
+
+    `thresholds[step, metric]` are the largest values that still meet a budget; `good(stage, step)`
+    gives the largest value of each per-request metric that a good request may have.
+    """
+
+    thresholds: Mapping[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    good: Callable[[str, str], Mapping[str, int]] = lambda stage, step: {}  # noqa: ARG005
+
+    def of(self, step: str, metric: str) -> tuple[int, ...]:
+        """Return the thresholds that apply to a step, those of `run` included for a root step."""
+        own = self.thresholds.get((step, metric), ())
+        if "/" in step:
+            return own
+        return tuple(sorted({*own, *self.thresholds.get((RUN, metric), ())}))
+
+
+class Recorder:
+    """Collects one worker's samples; `flush` turns them into the report of the interval."""
+
+    def __init__(self, limits: Limits, *, seed: int = 0) -> None:
+        self._limits = limits
+        self._good: dict[tuple[str, str], Mapping[str, int]] = {}
+        self._rng = np.random.default_rng(seed)
+        self._samples: dict[Key, list[int]] = defaultdict(list)
+        self._finished: dict[tuple[str, str], Finished] = defaultdict(Finished)
+        self._load: dict[str, Load] = defaultdict(Load)
+        self._journeys: list[dict[str, Any]] = []
+
+    def request(
+        self,
+        stage: str,
+        step: str,
+        values: Mapping[str, int],
+        *,
+        series: Mapping[str, Sequence[int]] | None = None,
+        failure: str | None = None,
+    ) -> None:
+        """Record the end of one execution of a step.
+
+        `values` maps metrics to ns (or tokens), `series` metrics with many samples (`itl`). A failed
+        execution is counted by its kind; its `values` must hold no success metric.
+        """
+        samples = self._samples
+        for metric, value in values.items():
+            samples[stage, step, metric].append(value)
+        for metric, many in (series or {}).items():
+            samples[stage, step, metric].extend(many)
+        outcome = self._finished[stage, step]
+        outcome.total += 1
+        if failure is not None:
+            outcome.kinds[failure] += 1
+        elif self._is_good(stage, step, values):
+            outcome.good += 1
+
+    def add(self, stage: str, step: str, metric: str, value: int) -> None:
+        """Record one sample of a metric that is no execution of the step in itself."""
+        self._samples[stage, step, metric].append(value)
+
+    def load(self, stage: str) -> Load:
+        """Return the running counters of a stage's arrivals in the current interval."""
+        return self._load[stage]
+
+    def journey(self, journey: dict[str, Any]) -> None:
+        """Offer a finished journey; a bounded number per interval is kept (slow, random, failed)."""
+        self._journeys.append(journey)
+
+    def flush(self, index: int, *, cpu: float | None = None) -> Report:
+        """Return the report of interval `index` and begin the next one."""
+        samples, self._samples = self._samples, defaultdict(list)
+        finished, self._finished = self._finished, defaultdict(Finished)
+        load, self._load = self._load, defaultdict(Load)
+        journeys, self._journeys = self._journeys, []
+        return Report(
+            index=index,
+            measured={key: self._measure(key, values) for key, values in samples.items()},
+            finished=dict(finished),
+            load=dict(load),
+            cpu=cpu,
+            journeys=self._keep(journeys),
+        )
+
+    def _is_good(self, stage: str, step: str, values: Mapping[str, int]) -> bool:
+        """Return whether a success met every per-request budget; a metric it has not cannot break one."""
+        where = (stage, step)
+        limits = self._good.get(where)
+        if limits is None:
+            limits = self._good[where] = self._limits.good(stage, step)
+        return all(values.get(metric, 0) <= top for metric, top in limits.items())
+
+    def _measure(self, key: Key, values: list[int]) -> Measured:
+        array = np.asarray(values, dtype=np.int64)
+        _, step, metric = key
+        over = {top: int((array > top).sum()) for top in self._limits.of(step, metric)}
+        return Measured(Histogram.of(array, unit_of(metric)), over)
+
+    def _keep(self, journeys: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Choose, per stage and root step, the slowest, some failed and a random few."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for journey in journeys:
+            groups[journey["stage"], journey["root"]].append(journey)
+        kept = []
+        for group in groups.values():
+            order = self._rng.permutation(len(group))[:_KEPT_RANDOM]
+            kept += [{**group[i], "kept": "random"} for i in order]
+            chosen = set(order.tolist())
+            rest = [j for i, j in enumerate(group) if i not in chosen]
+            failed = [j for j in rest if not j["ok"]]
+            slow = sorted((j for j in rest if j["ok"]), key=lambda j: -j["duration_ns"])
+            kept += [{**j, "kept": "failed"} for j in failed[:_KEPT_FAILED]]
+            kept += [{**j, "kept": "slow"} for j in slow[:_KEPT_SLOW]]
+        return kept
+
+
+def merge_reports(reports: Iterable[Report]) -> Report:
+    """Return the one report that all workers' reports of the same interval amount to.
+
+    Counts add, histograms merge; `in_flight` and `waiting` add too, being of different workers, and
+    `cpu` is that of the busiest worker.
+    """
+    first, *others = reports
+    merged = Report(first.index, cpu=first.cpu, journeys=list(first.journeys))
+    for report in (first, *others):
+        for key, measured in report.measured.items():
+            merged.measured[key] = _join(merged.measured.get(key), measured)
+        for where, outcome in report.finished.items():
+            into = merged.finished.setdefault(where, Finished())
+            into.total += outcome.total
+            into.good += outcome.good
+            into.kinds += outcome.kinds
+        for stage, load in report.load.items():
+            merged.load[stage] = _add_loads(merged.load.get(stage, Load()), load)
+    for report in others:
+        merged.journeys += report.journeys
+        if report.cpu is not None:
+            merged.cpu = max(report.cpu, merged.cpu or 0.0)
+    return merged
+
+
+def _join(one: Measured | None, other: Measured) -> Measured:
+    if one is None:
+        return other
+    histogram = Histogram.merged((one.histogram, other.histogram), other.histogram.unit)
+    return Measured(histogram, {top: k + other.over.get(top, 0) for top, k in one.over.items()})
+
+
+def _add_loads(one: Load, other: Load) -> Load:
+    return Load(*(getattr(one, name) + getattr(other, name) for name in Load.__slots__))

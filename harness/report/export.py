@@ -1,0 +1,164 @@
+"""The verdict as JSON, for programs. Absence is null, and no number is NaN or infinite.
+
+    schema_version     1
+    outcome            "PASS" | "FAIL" | "INCONCLUSIVE" | "INVALID" | "NO DATA"
+    exit_code          what the command ends with
+    sentence, detail   the headline, for people
+    tallies            {outcome: how many budgets}
+    run                what is known of name, run, target, model, api, commit, seed, workers,
+                       version, status, started_unix_s, interval_s, and folder (its name)
+    budgets            worst first; each has
+      text step metric statistic quantile op limit limit_text confidence   as declared
+      declared_stage   the stage it is limited to, or null
+      unit             of limit, observed, low and high: "ns", "tokens", "share" (0 to 1), "per_s"
+      stage            where it was judged
+      outcome observed low high n over allowed
+                       low and high end the interval; `over` samples of n were beyond the limit and
+                       `allowed` might have been
+      used             share of the limit used (1.44: 44 % over); null also where it has no bound
+      reason sentence evidence
+    health             valid, planned, sent, dropped, cut_off, waited, send_lag_p99_ns,
+                       send_lag_limit_ns, cpu_p95 (share of one core), clock, and checks: each
+                       name, stage (null: the whole run), measured, must, ok, why, remedy,
+                       target_caused
+    since              since when the limit is missed: t_s, stage, offset_s, and the flagged of all
+                       windows; or null
+    slow_step          which step makes slow journeys slow: step, share, root, stage; or null
+    stages             name, start_s, end_s, record, load, planned_rate_per_s, max_in_flight, and
+                       totals: planned, sent, finished, failed, dropped, cut_off, waited,
+                       max_in_flight, max_waiting
+    steps              one per recorded stage and step: stage, step, n, failed, good (met every
+                       latency budget), failures {kind: count}, and metrics {name: {unit ("ms" or
+                       "tokens"), n, mean, p50, p95, p99, p99.9, max}}
+
+A percentile is left out where a sample of that size has none: p50 below 2 samples, p95 below 20,
+p99 below 100, p99.9 below 1,000.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from numbers import Integral
+from typing import Any
+
+from harness.budget import METRICS, Kind
+from harness.recorder import Histogram, Recording
+from harness.report.facts import Findings
+from harness.verdict import BudgetVerdict, Verdict
+
+SCHEMA_VERSION = 1  # 1: first
+
+_UNITS: dict[Kind, str] = {"time": "ns", "tokens": "tokens", "share": "share", "rate": "per_s"}
+_RUN_KEYS = (
+    "name",
+    "run",
+    "target",
+    "model",
+    "api",
+    "commit",
+    "seed",
+    "workers",
+    "version",
+    "status",
+    "started_unix_s",
+    "interval_s",
+)
+_PERCENTILES = {"p50": (0.5, 2), "p95": (0.95, 20), "p99": (0.99, 100), "p99.9": (0.999, 1000)}
+_NS_PER_MS = 1_000_000
+
+
+def verdict_json(recording: Recording, verdict: Verdict, findings: Findings) -> dict[str, Any]:
+    """Return what `json.dumps(..., allow_nan=False)` takes; see the module for its keys."""
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "outcome": str(verdict.outcome),
+        "exit_code": int(verdict.exit_code),
+        "sentence": verdict.sentence,
+        "detail": verdict.detail,
+        "tallies": {str(outcome): n for outcome, n in verdict.tallies().items()},
+        "run": _run(recording),
+        "budgets": [_budget(row) for row in verdict.budgets],
+        "health": {**asdict(verdict.health), "valid": verdict.health.valid},
+        "since": asdict(findings.since) if findings.since else None,
+        "slow_step": asdict(findings.slow_step) if findings.slow_step else None,
+        "stages": [
+            {**asdict(stage), "totals": asdict(recording.load_totals(stage.name))}
+            for stage in recording.stages
+        ],
+        "steps": list(_steps(recording)),
+    }
+    plain: dict[str, Any] = _plain(whole)
+    return plain
+
+
+def _run(recording: Recording) -> dict[str, Any]:
+    known = {key: recording.run[key] for key in _RUN_KEYS if key in recording.run}
+    return {**known, "folder": recording.folder.name}
+
+
+def _budget(row: BudgetVerdict) -> dict[str, Any]:
+    own = asdict(row.budget)
+    judged = asdict(row)
+    del judged["budget"]
+    return {
+        **own,
+        "declared_stage": own["stage"],
+        "unit": _UNITS[row.budget.kind],
+        **judged,
+        "sentence": row.sentence,
+        "evidence": row.evidence,
+    }
+
+
+def _steps(recording: Recording) -> Iterator[dict[str, Any]]:
+    for stage in recording.stages:
+        for step in recording.steps(stage.name) if stage.record else ():
+            requests = recording.requests(stage.name, step)
+            yield {
+                "stage": stage.name,
+                "step": step,
+                "n": requests.n,
+                "failed": requests.n_failed,
+                "good": requests.n_good,
+                "failures": requests.kinds,
+                "metrics": {
+                    metric: _metric(metric, series.total)
+                    for metric in recording.metrics(stage.name, step)
+                    if (series := recording.series(stage.name, step, metric)) is not None
+                },
+            }
+
+
+def _metric(metric: str, histogram: Histogram) -> dict[str, Any]:
+    known = METRICS.get(metric)
+    tokens = known is not None and known.kind == "tokens"
+
+    def scaled(value: float | None) -> float | None:
+        return value if tokens or value is None else value / _NS_PER_MS
+
+    return {
+        "unit": "tokens" if tokens else "ms",
+        "n": histogram.n,
+        "mean": scaled(histogram.mean),
+        **{
+            name: scaled(histogram.quantile(q))
+            for name, (q, fewest) in _PERCENTILES.items()
+            if histogram.n >= fewest
+        },
+        "max": scaled(histogram.max),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Make a value JSON's own: plain containers and numbers, null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, Integral) else str(value)

@@ -1,0 +1,290 @@
+"""One run as a whole: from a plan to a folder with its reports, and from a folder to them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+
+from harness import __version__
+from harness.budget import RUN, Budget, parse_budget
+from harness.errors import ExitCode
+from harness.plan import Plan, check_steps, secrets
+from harness.recorder import (
+    Recording,
+    Report,
+    RunFolder,
+    StageWindow,
+    load_recording,
+    write_atomically,
+)
+from harness.swarm import frames
+from harness.swarm.collect import Ended, Workers, check_probes
+from harness.swarm.progress import Progress
+from harness.swarm.scan import known_steps
+from harness.verdict import Verdict, judge
+
+EMBEDDED = "embedded"
+_MIN_WINDOWS = 40  # intervals that the shortest recorded stage should have
+_GRID_NS = 100_000_000
+_PACKAGES = ("locust", "gevent", "httpx", "httpcore", "hdrhistogram", "numpy", "scipy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A finished run: where it is, what it came to, which files were written."""
+
+    folder: Path
+    recording: Recording
+    verdict: Verdict
+    files: tuple[Path, ...]
+    exit_code: ExitCode
+
+
+def run_plan(plan: Plan, out: Path, on_progress: Callable[[dict[str, Any]], None]) -> Result:
+    """Run a plan's load and judge it.
+
+    Raises UserError for a scenario or plan that cannot run, TargetError when the preflight fails;
+    no load has run then, and no folder is left.
+    """
+    stages = stage_windows(plan)
+    interval_ns = interval_for(plan)
+    with ExitStack() as stack:
+        url = stack.enter_context(target_url(plan))
+        folder = RunFolder.create(
+            out, describe(plan, url, stages, interval_ns), secrets=secrets(plan)
+        )
+        undo = stack.enter_context(_removed_on_error(out))
+        workers = stack.enter_context(
+            Workers.started(plan, url, interval_ns=interval_ns, log_path=out / "locust.log")
+        )
+        ready = workers.ready()
+        check_preflight(plan, ready, url)
+        undo.pop_all()
+        folder.update(clock=ready.clock)
+        ended = _load(plan, workers, folder, Progress(plan, stages, interval_ns / 1e9), on_progress)
+        _close(folder, ended)
+    return judge_folder(out, interrupted=ended.interrupted)
+
+
+def preflight(plan: Plan) -> tuple[str, tuple[frames.Probe, ...]]:
+    """Run each task once and no load; returns the target's URL and what the tasks met."""
+    with target_url(plan) as url, Workers.started(replace(plan, workers=1), url) as workers:
+        ready = workers.ready()
+        check_preflight(plan, ready, url)
+        return url, ready.probes
+
+
+def judge_folder(
+    folder: Path, budgets: Sequence[Budget] | None = None, *, interrupted: bool = False
+) -> Result:
+    """Judge a saved run, by its own budgets or by others, and write its reports."""
+    recording = load_recording(folder)
+    verdict = judge(recording, budgets_of(recording) if budgets is None else budgets)
+    files = write_reports(folder, recording, verdict)
+    code = ExitCode.INTERRUPTED if interrupted else verdict.exit_code
+    return Result(
+        folder=folder, recording=recording, verdict=verdict, files=files, exit_code=code
+    )
+
+
+def write_reports(folder: Path, recording: Recording, verdict: Verdict) -> tuple[Path, ...]:
+    """Write every form of the report into the run's folder; returns the files, page first."""
+    from harness.report.charts import write_charts
+    from harness.report.export import verdict_json
+    from harness.report.facts import findings
+    from harness.report.junit import render_junit
+    from harness.report.markdown import render_markdown
+    from harness.report.page import render_page
+
+    found = findings(recording, verdict)
+    texts = {
+        "report.html": render_page(recording, verdict, found),
+        "report.md": render_markdown(recording, verdict, found),
+        "verdict.json": json.dumps(verdict_json(recording, verdict, found), indent=1) + "\n",
+        "junit.xml": render_junit(recording, verdict),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    write_charts(folder, recording, verdict, found)
+    return tuple(folder / name for name in texts)
+
+
+def budgets_of(recording: Recording) -> tuple[Budget, ...]:
+    """Return the budgets that a run was declared with."""
+    return tuple(
+        parse_budget(budget["text"], confidence=budget["confidence"])
+        for budget in recording.run.get("budgets", ())
+    )
+
+
+def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
+    """Raise TargetError for a target that does not answer, PlanError for a budget without a step."""
+    check_probes(ready.probes, url)
+    seen = [name for probe in ready.probes for name, _, _ in probe.steps]
+    wanted = [budget.step for budget in plan.budgets if budget.step != RUN]
+    known = known_steps(plan.scenario, seen, wanted)
+    if known is not None:
+        check_steps(plan, known)
+
+
+def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
+    """Return the plan's stages with their times, one after the other from 0 s on."""
+    windows = []
+    start_ns = 0
+    for stage in plan.load:
+        end_ns = start_ns + stage.duration_ns
+        windows.append(
+            StageWindow(
+                name=stage.name,
+                start_s=start_ns / 1e9,
+                end_s=end_ns / 1e9,
+                record=stage.record,
+                load=stage.load,
+                planned_rate_per_s=stage.arrivals.rate_per_s if stage.arrivals else None,
+                max_in_flight=stage.max_in_flight,
+            )
+        )
+        start_ns = end_ns
+    return tuple(windows)
+
+
+def interval_for(plan: Plan) -> int:
+    """Return the recording interval in ns: 1 s, or shorter so that each recorded stage has 40."""
+    shortest = min(stage.duration_ns for stage in plan.load if stage.record)
+    wanted = shortest // _MIN_WINDOWS // _GRID_NS * _GRID_NS
+    return max(_GRID_NS, min(1_000_000_000, wanted))
+
+
+@contextmanager
+def target_url(plan: Plan) -> Iterator[str]:
+    """Yield the target's URL; the embedded endpoint runs meanwhile if it is the target."""
+    if plan.target.url != EMBEDDED:
+        yield plan.target.url
+        return
+    from harness.endpoint import Settings, running
+
+    with running(Settings.of(plan.embedded)) as url:
+        yield url
+
+
+def describe(
+    plan: Plan, url: str, stages: Sequence[StageWindow], interval_ns: int
+) -> dict[str, Any]:
+    """Return what run.json says of a run before it starts."""
+    now = time.time()
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return {
+        "harness": __version__,
+        "name": plan.name,
+        "id": time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)),
+        "started_at": started,
+        "target": {
+            "url": EMBEDDED if plan.target.url == EMBEDDED else _without_credentials(url),
+            "api": plan.target.api,
+            "model": plan.target.model,
+        },
+        "stages": [asdict(stage) for stage in stages],
+        "budgets": [{"text": b.text, "confidence": b.confidence} for b in plan.budgets],
+        "interval_s": interval_ns / 1e9,
+        "seed": plan.seed,
+        "workers": plan.workers,
+        "drain_s": plan.drain_ns / 1e9,
+        "timeout_s": plan.target.timeout_ns / 1e9,
+        "plan": plan.redacted_source,
+        "scenario": {
+            "file": plan.scenario.name,
+            "sha256": hashlib.sha256(plan.scenario.read_bytes()).hexdigest(),
+        },
+        "commit": _commit(plan.scenario.parent),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": psutil.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+    }
+
+
+def _load(
+    plan: Plan,
+    workers: Workers,
+    folder: RunFolder,
+    progress: Progress,
+    on_progress: Callable[[dict[str, Any]], None],
+) -> Ended:
+    """Run the load; the first Ctrl-C drains and saves, the second ends at once."""
+    asked = [0]
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        asked[0] += 1
+        if asked[0] == 1:
+            workers.stop()
+        else:
+            workers.kill()
+
+    def note(report: Report) -> None:
+        on_progress(progress.update(report) | {"stopping": asked[0] > 0})
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ended = workers.run(folder, note)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    ended.interrupted |= asked[0] > 0
+    return ended
+
+
+def _close(folder: RunFolder, ended: Ended) -> None:
+    status = "interrupted" if ended.interrupted else "crashed" if ended.crashed else "complete"
+    folder.update(
+        status=status,
+        ended_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        crashed=ended.crashed,
+        lost_reports=0 if ended.interrupted else ended.lost_reports,
+        first_failure=ended.first_failure,
+        retries=ended.retries,
+    )
+    folder.close()
+
+
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[ExitStack]:
+    """Remove a folder again when no load has started; `pop_all` on what is yielded keeps it."""
+    with ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield undo
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the short commit of the scenario's repository, or None when it has none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,232 @@
+"""Planned arrivals become work for users: an absolute schedule, never a think time.
+
+Each stage's schedule is fixed before it starts. An arrival that is due goes to an idle user; when
+`max_in_flight` are busy it waits, and its wait is part of its response time. After the last stage
+nothing new is planned, what runs is given the drain time, and what is left is counted as cut off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import gevent
+import numpy as np
+from gevent.event import Event
+from gevent.queue import SimpleQueue
+from locust.exception import StopUser
+
+from harness.arrivals import schedule
+from harness.plan import Stage
+from harness.recorder import Recorder
+
+_NS = 1_000_000_000
+_SPARE_USERS = 8  # idle users kept ready, so that an arrival never waits for one to be made
+DEFAULT_MAX_IN_FLIGHT = 1000
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One planned start. `ready_ns` is when a user was free for it: planned, or later."""
+
+    stage: str
+    planned_ns: int
+    ready_ns: int
+    closed: bool = False
+
+
+class Dispatcher:
+    """Hands the arrivals of one worker to its users, per user class."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        recorder: Recorder,
+        *,
+        weights: dict[str, float],
+        spawn: Callable[[str, int], None],
+        seed: int,
+        worker: int,
+        workers: int,
+    ) -> None:
+        self._stages = stages
+        self._recorder = recorder
+        self._classes = list(weights)
+        total = sum(weights.values())
+        self._shares = [weight / total for weight in weights.values()]
+        self._rng = np.random.default_rng([seed, worker, 1])
+        self._spawn = spawn
+        self._seed, self._worker, self._workers = seed, worker, workers
+        self._queues: dict[str, SimpleQueue] = {name: SimpleQueue() for name in weights}
+        self._busy = dict.fromkeys(weights, 0)
+        self._made = dict.fromkeys(weights, 0)
+        self._waiting: deque[tuple[str, Arrival]] = deque()
+        self._closed_until_ns: dict[str, int] = {}
+        self._limit = DEFAULT_MAX_IN_FLIGHT
+        self._stop = Event()
+        self.in_flight = 0
+        self.stage = stages[0].name
+
+    @property
+    def waiting(self) -> int:
+        """Arrivals that are due and have no free user."""
+        return len(self._waiting)
+
+    # The users' side
+
+    def take(self, user_class: str) -> Arrival:
+        """Block until an arrival is due for a user of this class; StopUser when the load is over."""
+        arrival: Arrival | None = self._queues[user_class].get()
+        if arrival is None:
+            raise StopUser
+        self._recorder.load(arrival.stage).sent += 1
+        return arrival
+
+    def done(self, user_class: str, arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
+        """Take note of a finished arrival; the next one that waits may start."""
+        load = self._recorder.load(arrival.stage)
+        load.finished += 1
+        load.failed += failed
+        self._free(user_class)
+        if arrival.closed:
+            gevent.spawn_later(think_s, self._again, user_class, arrival.stage)
+        self._admit_waiting()
+
+    # The schedule's side
+
+    def run(self, t0_ns: int, *, drain_ns: int) -> None:
+        """Walk through the stages from `t0_ns` on, then drain. Returns when all is over."""
+        start_ns = t0_ns
+        for user_class in self._classes:
+            self._keep_spare_users(user_class)
+        for number, stage in enumerate(self._stages):
+            if self._stop.is_set():
+                break
+            end_ns = start_ns + stage.duration_ns
+            self._limit = max(1, self._part_of(stage.max_in_flight or DEFAULT_MAX_IN_FLIGHT))
+            self._sleep_until(start_ns)
+            self.stage = stage.name
+            if stage.arrivals is None:
+                self._run_closed(stage, end_ns)
+            else:
+                self._run_open(self._planned(stage, number, start_ns), stage.name)
+            self._sleep_until(end_ns)
+            start_ns = end_ns
+        self._drain(time.monotonic_ns() + drain_ns)
+
+    def stop(self) -> None:
+        """Plan no further arrivals; `run` goes on to drain."""
+        self._stop.set()
+
+    def end(self) -> int:
+        """Send every idle user home and count what was never sent; returns how many run on."""
+        for _, arrival in self._waiting:
+            self._recorder.load(arrival.stage).dropped += 1
+        self._waiting.clear()
+        for name, queue in self._queues.items():
+            for _ in range(self._made[name]):
+                queue.put(None)
+        return self.in_flight
+
+    def cut_off(self, user_class: str, arrival: Arrival) -> None:
+        """Count an arrival that the end of the run cut off."""
+        self._free(user_class)
+        self._recorder.load(arrival.stage).cut_off += 1
+
+    def observe(self) -> None:
+        """Note how many are in flight and waiting in the interval that begins."""
+        load = self._recorder.load(self.stage)
+        load.in_flight = max(load.in_flight, self.in_flight)
+        load.waiting = max(load.waiting, self.waiting)
+
+    def _planned(self, stage: Stage, number: int, start_ns: int) -> Iterator[int]:
+        assert stage.arrivals is not None
+        offsets = schedule(
+            stage.arrivals.kind,
+            stage.arrivals.rate_per_s,
+            stage.duration_ns,
+            seed=self._seed,
+            stage=number,
+            worker=self._worker,
+            workers=self._workers,
+        )
+        return (start_ns + offset for offset in offsets)
+
+    def _run_open(self, planned: Iterator[int], stage: str) -> None:
+        for planned_ns in planned:
+            self._sleep_until(planned_ns)
+            if self._stop.is_set():
+                return
+            self._admit(self._pick(), Arrival(stage, planned_ns, planned_ns))
+
+    def _run_closed(self, stage: Stage, end_ns: int) -> None:
+        self._closed_until_ns[stage.name] = end_ns
+        assert stage.concurrency is not None
+        self._limit = max(self._limit, stage.concurrency)
+        for _ in range(self._part_of(stage.concurrency)):
+            self._again(self._pick(), stage.name)
+
+    def _again(self, user_class: str, stage: str) -> None:
+        """Start the next round of a closed stage's user, unless the stage is over."""
+        now = time.monotonic_ns()
+        if now < self._closed_until_ns[stage] and not self._stop.is_set():
+            self._admit(user_class, Arrival(stage, now, now, closed=True))
+
+    def _admit(self, user_class: str, arrival: Arrival) -> None:
+        load = self._recorder.load(arrival.stage)
+        load.planned += 1
+        if self.in_flight < self._limit and not self._waiting:
+            self._hand(user_class, arrival)
+        else:
+            load.waited += 1
+            self._waiting.append((user_class, arrival))
+        self.observe()
+
+    def _admit_waiting(self) -> None:
+        while self._waiting and self.in_flight < self._limit:
+            user_class, arrival = self._waiting.popleft()
+            arrival.ready_ns = time.monotonic_ns()
+            self._hand(user_class, arrival)
+
+    def _hand(self, user_class: str, arrival: Arrival) -> None:
+        self.in_flight += 1
+        self._busy[user_class] += 1
+        self._queues[user_class].put(arrival)
+        self._keep_spare_users(user_class)
+
+    def _free(self, user_class: str) -> None:
+        self.in_flight -= 1
+        self._busy[user_class] -= 1
+
+    def _keep_spare_users(self, user_class: str) -> None:
+        """Make users in batches while few are idle; in the end there are as many as are needed."""
+        made = self._made[user_class]
+        if made - self._busy[user_class] < _SPARE_USERS:
+            batch = max(_SPARE_USERS, made // 2)
+            self._made[user_class] += batch
+            self._spawn(user_class, batch)
+
+    def _pick(self) -> str:
+        if len(self._classes) == 1:
+            return self._classes[0]
+        return self._classes[int(self._rng.choice(len(self._classes), p=self._shares))]
+
+    def _part_of(self, users: int) -> int:
+        """This worker's part of a number of users."""
+        return users // self._workers + (self._worker < users % self._workers)
+
+    def _sleep_until(self, due_ns: int) -> None:
+        while not self._stop.is_set():
+            left_ns = due_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                return
+            if left_ns > _NS // 20:
+                self._stop.wait((left_ns - _NS // 50) / _NS)
+            else:
+                gevent.sleep(left_ns / _NS)
+
+    def _drain(self, deadline_ns: int) -> None:
+        while (self.in_flight or self._waiting) and time.monotonic_ns() < deadline_ns:
+            gevent.sleep(0.01)

@@ -1,0 +1,44 @@
+"""The step names a scenario can use, read from its source without running it.
+
+Steps that only happen sometimes (an escalation, a retry) do not show in the preflight, so a budget's
+step is held against the names that stand in the source as well.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+_CALLS = {"chat": "chat", "complete": "completion", "embed": "embedding", "predict": "predict"}
+
+
+def known_steps(
+    scenario: Path, seen: Iterable[str], wanted: Iterable[str]
+) -> tuple[str, ...] | None:
+    """Return the steps seen in the preflight and those of `wanted` made of names in the source.
+
+    None when the scenario computes step names, so that nothing can be said.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(scenario.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            found = _names_in(node)
+            if found is None:
+                return None
+            names |= found
+    possible = (path for path in wanted if set(path.split("/")) <= names)
+    return tuple(dict.fromkeys([*seen, *possible]))
+
+
+def _names_in(call: ast.Call) -> set[str] | None:
+    """Step names that one call gives; None when it computes them."""
+    called = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    named = [word.value for word in call.keywords if word.arg == "step"]
+    if called == "step" and call.args:
+        named.append(call.args[0])
+    if not named:
+        return {_CALLS[called]} if called in _CALLS else set()
+    if not all(isinstance(name, ast.Constant) and isinstance(name.value, str) for name in named):
+        return None
+    return {str(name.value) for name in named if isinstance(name, ast.Constant)}

@@ -1,0 +1,550 @@
+"""The scenario API: `ModelUser` is a Locust user whose tasks are journeys through named steps.
+
+A journey begins at its planned arrival; so does the first step at its root. Every later step begins
+when the scenario enters it. A step that raises, or whose request fails, is counted as failed by the
+kind of failure and leaves no latency among the successes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import httpx
+import numpy as np
+from locust import TaskSet, User
+from locust.exception import InterruptTaskSet, RescheduleTask, StopUser
+
+from harness import apis
+from harness.errors import RequestFailed, UserError
+from harness.inputs import Input, Inputs
+from harness.transport import STAMPS, Stamps, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.plan import Target
+    from harness.recorder import Recorder
+    from harness.swarm.dispatch import Arrival, Dispatcher
+
+log = logging.getLogger(__name__)
+
+_OWN = "harness.own"  # marks requests whose step records itself
+_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+_EXCERPT_BYTES = 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the users of one process share; `environment.harness` holds it."""
+
+    target: Target
+    url: str
+    recorder: Recorder
+    transport: Transport
+    inputs: Inputs | None
+    rng: np.random.Generator
+    dispatcher: Dispatcher | None = None
+    t0_ns: int = 0
+    first_failure: str | None = None
+    retries: int = 0
+    on_step: Callable[[Step, Journey], None] | None = None
+    """Told of every finished step; plain Locust's statistics listen here."""
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One execution of a named step. `fail` marks it as failed without raising."""
+
+    name: str
+    start_ns: int
+    end_ns: int | None = None
+    failure: str | None = None
+    values: dict[str, int] = field(default_factory=dict)
+    gaps: Sequence[int] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def fail(self, kind: str, detail: str = "") -> None:
+        """Count this execution as failed, by its kind (`invalid reply`, …)."""
+        if self.failure is None:
+            self.failure = kind
+            if detail:
+                self.detail["error"] = apis.excerpt(detail)
+
+
+@dataclass(slots=True, eq=False)
+class Journey:
+    """One execution of a task, from its planned start on."""
+
+    run: Run
+    task: str
+    stage: str
+    planned_ns: int
+    ready_ns: int
+    steps: list[Step] = field(default_factory=list)
+    requests: int = 0
+    rooted: bool = False
+
+    def begin(self, name: str, parent: Step | None) -> Step:
+        """Return a step that starts now, or at the planned arrival if it is the first at the root."""
+        path = f"{parent.name}/{name}" if parent else name
+        if parent is None and not self.rooted:
+            self.rooted = True
+            return Step(path, self.planned_ns)
+        return Step(path, time.monotonic_ns())
+
+    def finish(self, step: Step) -> None:
+        """Record a finished step."""
+        self.steps.append(step)
+        if step.end_ns is None:
+            step.end_ns = time.monotonic_ns()
+        elapsed_ns = step.end_ns - step.start_ns
+        run = self.run
+        if step.failure is None:
+            step.values.setdefault("e2el", elapsed_ns)
+            step.values["e2el_all"] = step.values["e2el"]
+        else:
+            timed_out = step.failure == "timeout"
+            step.values = {
+                "e2el_all": max(elapsed_ns, run.target.timeout_ns) if timed_out else elapsed_ns
+            }
+            if run.first_failure is None:
+                run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
+        run.recorder.request(
+            self.stage,
+            step.name,
+            step.values,
+            series={"itl": step.gaps} if step.gaps and step.failure is None else None,
+            failure=step.failure,
+        )
+        if run.on_step:
+            run.on_step(step, self)
+
+    def sent(self, step: str, stamps: Stamps, called_ns: int) -> None:
+        """Record how late a request left, apart from waiting for a user and from connecting."""
+        self.requests += 1
+        root = step.partition("/")[0]
+        add = self.run.recorder.add
+        due_ns = called_ns
+        if self.requests == 1:
+            due_ns = max(self.planned_ns, self.ready_ns)
+            if self.ready_ns > self.planned_ns:
+                add(self.stage, root, "slot_wait", self.ready_ns - self.planned_ns)
+        if stamps.connect_ns:
+            add(self.stage, root, "connect", stamps.connect_ns)
+        add(self.stage, root, "send_lag", max(0, stamps.sent_ns - stamps.connect_ns - due_ns))
+        self.run.retries += stamps.retries
+
+    def close(self) -> bool:
+        """Offer the journey to the recorder; returns whether every step succeeded."""
+        end_ns = time.monotonic_ns()
+        roots = [step.name for step in self.steps if "/" not in step.name]
+        ok = all(step.failure is None for step in self.steps)
+        self.run.recorder.journey(
+            {
+                "stage": self.stage,
+                "root": roots[0] if len(roots) == 1 else self.task,
+                "t_s": (self.planned_ns - self.run.t0_ns) / 1e9,
+                "duration_ns": end_ns - self.planned_ns,
+                "ok": ok,
+                "steps": [
+                    {
+                        "step": step.name,
+                        "start_ns": step.start_ns - self.planned_ns,
+                        "end_ns": (step.end_ns or end_ns) - self.planned_ns,
+                        "failure": step.failure,
+                        "detail": step.detail,
+                    }
+                    for step in self.steps
+                ],
+            }
+        )
+        return ok
+
+
+_JOURNEY: ContextVar[Journey | None] = ContextVar("journey", default=None)
+_STEP: ContextVar[Step | None] = ContextVar("step", default=None)
+
+
+@contextmanager
+def step(name: str) -> Iterator[Step]:
+    """Name what happens inside as a step; steps nest: `answer/generate`.
+
+    An exception inside counts the step as failed and goes on. Outside a task nothing is recorded.
+    """
+    journey = _JOURNEY.get()
+    if journey is None:
+        yield Step(name, time.monotonic_ns())
+        return
+    this = journey.begin(name, _STEP.get())
+    token = _STEP.set(this)
+    try:
+        yield this
+    except BaseException as error:
+        this.fail(failure_kind(error), str(error))
+        raise
+    finally:
+        _STEP.reset(token)
+        journey.finish(this)
+
+
+class ModelUser(User):  # type: ignore[misc]
+    """A Locust user of a model endpoint.
+
+    `chat`, `complete`, `embed` and `predict` make one call each and record it as a step;
+    `self.client` is an `httpx.Client` whose requests are recorded too. A failed call is counted and
+    raises `RequestFailed`, which ends the task unless it is caught.
+    """
+
+    abstract = True
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        self._own_tasks = list(type(self).tasks)
+        self._think = self.wait_time
+        if self._own_tasks:
+            self.tasks = [type(self)._journey]  # Locust runs this; it runs the scenario's tasks
+        self.wait_time = lambda: 0
+
+    @property
+    def run_state(self) -> Run:
+        """What this user shares with the others of its process."""
+        run: Run = self.environment.harness
+        return run
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        """An `httpx.Client` on the harness's transport; cookies are this user's own."""
+        run = self.run_state
+        return _Client(
+            transport=run.transport,
+            base_url=run.url,
+            headers=run.target.headers,
+            timeout=run.target.timeout_ns / 1e9,
+            trust_env=False,
+        )
+
+    def next_input(self) -> Input:
+        """Return the next input of the plan's `inputs`, drawn by weight from the run's seed."""
+        run = self.run_state
+        if run.inputs is None:
+            raise UserError("the scenario asks for inputs, the plan has none: add inputs: FILE")
+        return run.inputs.draw(run.rng)
+
+    def chat(
+        self,
+        messages: Input | Mapping[str, Any] | Sequence[Mapping[str, Any]] | str,
+        *,
+        step: str = "chat",  # noqa: A002 - reads best at the call
+        **params: Any,
+    ) -> apis.Reply:
+        """Stream one chat completion and record it as `step`.
+
+        `messages` may be an input, the list of messages, or a prompt. `params` go into the request's
+        body. Raises RequestFailed when the reply is not a whole, valid stream.
+        """
+        return self._model_step("openai-chat", _as_data(messages, "messages"), step, params)
+
+    def complete(
+        self, prompt: Input | Mapping[str, Any] | str, *, step: str = "completion", **params: Any
+    ) -> apis.Reply:
+        """Stream one text completion and record it as `step`; otherwise like `chat`."""
+        return self._model_step("openai-completions", _as_data(prompt, "prompt"), step, params)
+
+    def embed(
+        self,
+        texts: Input | Mapping[str, Any] | Sequence[str] | str,
+        *,
+        step: str = "embedding",
+        **params: Any,
+    ) -> apis.Reply:
+        """Embed one text, or a batch, and record it as `step`; `.value` holds the reply's JSON."""
+        return self._model_step("openai-embeddings", _as_data(texts, "input"), step, params)
+
+    def predict(
+        self, payload: Input | Mapping[str, Any], *, step: str = "predict", **params: Any
+    ) -> apis.Reply:
+        """Post plain JSON and record it as `step`; `.value` holds the reply's JSON."""
+        return self._model_step("json", _as_data(payload, "instances"), step, params)
+
+    # Below: how tasks become journeys and calls become samples
+
+    def _journey(self) -> None:
+        """Wait for an arrival and run one task for it; Locust calls this again and again."""
+        run = self.run_state
+        assert run.dispatcher is not None
+        name = type(self).__name__
+        arrival = run.dispatcher.take(name)
+        task = self._own_tasks[int(run.rng.integers(len(self._own_tasks)))]
+        cut = False
+        ok = False
+        try:
+            ok = self.run_task(task, arrival)
+        except gevent.GreenletExit:
+            cut = True
+            raise
+        finally:
+            if cut:
+                run.dispatcher.cut_off(name, arrival)
+            else:
+                think_s = self._think() if arrival.closed else 0
+                run.dispatcher.done(name, arrival, failed=not ok, think_s=think_s)
+
+    def run_task(self, task: Any, arrival: Arrival) -> bool:
+        """Run one task as the journey of an arrival; returns whether every step succeeded."""
+        run = self.run_state
+        name = getattr(task, "__name__", str(task))
+        journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns)
+        token = _JOURNEY.set(journey)
+        try:
+            if isinstance(task, type) and issubclass(task, TaskSet):
+                task(self).run()
+            else:
+                task(self)
+        except (StopUser, RescheduleTask, InterruptTaskSet):
+            pass
+        except RequestFailed as error:
+            self._fail_outside_steps(journey, error)
+        except Exception as error:
+            log.exception("task %s failed", name)
+            self._fail_outside_steps(journey, error)
+        except gevent.GreenletExit as error:
+            self._fail_outside_steps(journey, error)
+            journey.close()
+            raise
+        finally:
+            _JOURNEY.reset(token)
+        return journey.close()
+
+    def _fail_outside_steps(self, journey: Journey, error: BaseException) -> None:
+        """Record a failure that no step has recorded as one of a step named after the task."""
+        if any(step.failure for step in journey.steps):
+            return
+        this = journey.begin(journey.task, None)
+        this.fail(failure_kind(error), str(error))
+        journey.finish(this)
+
+    def _model_step(
+        self, dialect: str, data: Mapping[str, Any], name: str, params: Mapping[str, Any]
+    ) -> apis.Reply:
+        run = self.run_state
+        api = apis.api(dialect)
+        called_ns = time.monotonic_ns()
+        with step(name) as this:
+            target = run.target
+            body = api.body(data, target.model, {**target.params, **params})
+            path = target.path if dialect == target.api else None
+            request = self.client.build_request(
+                "POST",
+                apis.url_for(run.url, api, path),
+                content=json.dumps(body).encode(),
+                headers=_HEADERS,
+                extensions={_OWN: True},
+            )
+            if data is not params and isinstance(data, _InputData):
+                this.detail |= {"input": data.id, "category": data.category}
+            reply, stamps = self._exchange(request, api, this, called_ns, stream=api.wants_stream(body))
+            self._note(this, reply, stamps)
+            if reply.failure is not None:
+                raise reply.failure
+        return reply
+
+    def _exchange(
+        self, request: httpx.Request, api: apis.Api, this: Step, called_ns: int, *, stream: bool
+    ) -> tuple[apis.Reply, Stamps]:
+        """Send a request and read its reply, within the target's timeout."""
+        limit_s = self.run_state.target.timeout_ns / 1e9
+        with gevent.Timeout(limit_s, httpx.ReadTimeout(f"no whole reply within {limit_s:g} s")):
+            response = self.client.send(request, stream=True)
+            try:
+                stamps: Stamps = response.extensions[STAMPS]
+                journey = _JOURNEY.get()
+                if journey is not None:
+                    journey.sent(this.name, stamps, called_ns)
+                this.detail["status"] = response.status_code
+                if not stream or response.status_code != 200:
+                    body = response.read()
+                    end_ns = stamps.read_ns
+                    reply = apis.read_json(
+                        api, response.status_code, response.headers, body, end_ns=end_ns
+                    )
+                    return reply, stamps
+                return _read_stream(response, api, stamps), stamps
+            finally:
+                response.close()
+
+    def _note(self, this: Step, reply: apis.Reply, stamps: Stamps) -> None:
+        """Put a reply's times and tokens into its step."""
+        this.detail |= {
+            "streamed": bool(reply.token_events),
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
+            "tokens_counted": reply.tokens_counted,
+            "finish": reply.finish_reason,
+        }
+        if reply.server_timings:
+            this.detail["server_timings"] = dict(reply.server_timings)
+        if reply.end_ns is None:
+            return
+        this.end_ns = reply.end_ns
+        if reply.failure is not None:
+            return
+        times = reply.timings(start_ns=this.start_ns, sent_ns=stamps.sent_ns)
+        if reply.server_timings:
+            this.detail["service_ttft_ns"] = times.service_ttft
+        this.gaps = times.itl
+        found = {
+            "ttft": times.ttft,
+            "ttfo": times.ttfo,
+            "tpot": times.tpot,
+            "e2el": times.e2el,
+            "service": times.service,
+            "service_ttft": times.service_ttft,
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
+        }
+        this.values = {name: value for name, value in found.items() if value is not None}
+
+
+class _Client(httpx.Client):
+    """Records every request that no step records by itself.
+
+    Inside a step the request's time is the step's `request` metric, and a status of 400 or more
+    fails the step. Outside any step it is a step of its own, named like `GET /v1/models`.
+    """
+
+    def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+        journey = _JOURNEY.get()
+        if _OWN in request.extensions or journey is None:
+            return super().send(request, stream=stream, **options)
+        outer = _STEP.get()
+        this = outer or journey.begin(f"{request.method} {request.url.path}", None)
+        watch = _Watch(journey, this, own_step=outer is None, called_ns=time.monotonic_ns())
+        try:
+            response = super().send(request, stream=stream, **options)
+        except BaseException as error:
+            watch.failed(error)
+            raise
+        watch.answered(response)
+        if stream:
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = _WatchedBody(response.stream, watch)
+        else:
+            watch.done()
+        return response
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One request of the scenario's own, from its call to the end of its reply."""
+
+    journey: Journey
+    step: Step
+    own_step: bool
+    called_ns: int
+    over: bool = False
+
+    def answered(self, response: httpx.Response) -> None:
+        stamps = response.extensions.get(STAMPS)
+        if stamps is not None:
+            self.journey.sent(self.step.name, stamps, self.called_ns)
+        self.step.detail["status"] = response.status_code
+        if response.status_code >= 400:
+            self.step.fail(f"status {response.status_code}")
+
+    def failed(self, error: BaseException) -> None:
+        self.step.fail(failure_kind(error), str(error))
+        self.done()
+
+    def done(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.own_step:
+            self.journey.finish(self.step)
+        elif self.step.failure is None:
+            took_ns = time.monotonic_ns() - self.called_ns
+            self.journey.run.recorder.add(self.journey.stage, self.step.name, "request", took_ns)
+
+
+class _WatchedBody(httpx.SyncByteStream):
+    """A streamed body that ends its request's record when it is closed."""
+
+    def __init__(self, inner: httpx.SyncByteStream, watch: _Watch) -> None:
+        self._inner = inner
+        self._watch = watch
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._inner
+        except Exception as error:
+            self._watch.failed(error)
+            raise
+
+    def close(self) -> None:
+        self._inner.close()
+        self._watch.done()
+
+
+class _InputData(dict[str, Any]):
+    """An input's fields that still know which input they are."""
+
+    def __init__(self, given: Input) -> None:
+        super().__init__(given.data)
+        self.id = given.id
+        self.category = given.category
+
+
+def _as_data(given: Any, name: str) -> Mapping[str, Any]:
+    if isinstance(given, Input):
+        return _InputData(given)
+    return given if isinstance(given, Mapping) else {name: given}
+
+
+def _read_stream(response: httpx.Response, api: apis.Api, stamps: Stamps) -> apis.Reply:
+    """Collect a stream's reads with their stamps, then decode them; nothing is parsed meanwhile."""
+    wrong = apis.stream_failure(response.headers)
+    if wrong is not None:
+        body = response.read()[:_EXCERPT_BYTES]
+        return apis.Reply(failure=apis.stream_failure(response.headers, body), end_ns=stamps.read_ns)
+    reader = apis.StreamReader(api)
+    cause: RequestFailed | None = None
+    try:
+        for chunk in response.iter_raw():
+            reader.feed(chunk, stamps.read_ns)
+    except httpx.TimeoutException:
+        cause = RequestFailed("timeout", "the stream did not end in time")
+    except httpx.RemoteProtocolError as error:
+        cause = RequestFailed("truncated stream", str(error))
+    except httpx.HTTPError as error:
+        cause = RequestFailed("reset", str(error))
+    except RequestFailed as error:
+        cause = error
+    return reader.finish(stamps.read_ns, cause=cause)
+
+
+def failure_kind(error: BaseException) -> str:
+    """Return the kind that `error_rate` counts an exception by."""
+    match error:
+        case RequestFailed():
+            return error.kind
+        case gevent.GreenletExit():
+            return "cut off"
+        case httpx.ConnectTimeout() | httpx.ConnectError():
+            return "connect"
+        case httpx.TimeoutException():
+            return "timeout"
+        case httpx.HTTPStatusError():
+            return f"status {error.response.status_code}"
+        case httpx.NetworkError() | httpx.RemoteProtocolError():
+            return "reset"
+        case _:
+            return type(error).__name__

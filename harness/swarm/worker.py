@@ -1,0 +1,253 @@
+"""A worker process: Locust's users on one core, their samples sent to the parent every interval.
+
+Started as `python -m harness.swarm.worker`; speaks `frames` on stdin and stdout. What the scenario
+prints goes to stderr. When the parent is gone, the pipe says so and the worker ends by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gevent
+import numpy as np
+from gevent.os import nb_write, tp_read
+from locust.env import Environment
+from locust.util.load_locustfile import load_locustfile
+
+from harness.budget import Budget, goodput_limits
+from harness.errors import ExitCode, HarnessError, RequestFailed, TargetError, UserError
+from harness.inputs import load_inputs
+from harness.recorder import Limits, Recorder
+from harness.swarm import frames
+from harness.swarm.dispatch import Arrival, Dispatcher
+from harness.swarm.user import Journey, ModelUser, Run, Step
+from harness.transport import CLOCK, Transport
+
+log = logging.getLogger(__name__)
+
+
+def limits_of(budgets: Iterable[Budget]) -> Limits:
+    """Return what must be counted exactly for these budgets to be judged."""
+    known = tuple(budgets)
+    thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
+    for budget in known:
+        if budget.quantile is not None:
+            key = budget.step, budget.metric
+            thresholds[key] = tuple(sorted({*thresholds.get(key, ()), budget.threshold}))
+    return Limits(
+        thresholds=thresholds, good=lambda stage, step: goodput_limits(known, step, stage=stage)
+    )
+
+
+def make_run(plan: Any, url: str, recorder: Recorder, *, worker: int = 0) -> Run:
+    """Return the state that the users of this process share."""
+    return Run(
+        target=plan.target,
+        url=url,
+        recorder=recorder,
+        transport=Transport(verify=plan.target.verify),
+        inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        rng=np.random.default_rng([plan.seed, worker]),
+    )
+
+
+class IntervalClock:
+    """Calls `flush(index, cpu)` at every interval's end, by the absolute grid from `t0_ns` on."""
+
+    def __init__(self, t0_ns: int, interval_ns: int, flush: Callable[[int, float], None]) -> None:
+        self._t0_ns, self._interval_ns, self._flush = t0_ns, interval_ns, flush
+        self._index = 0
+        self._cpu_s, self._wall_ns = time.process_time(), time.monotonic_ns()
+
+    def run(self) -> None:
+        """Flush for ever; kill the greenlet to end it."""
+        while True:
+            due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
+            gevent.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
+            if time.monotonic_ns() >= due_ns:
+                self.tick()
+
+    def tick(self) -> None:
+        """Flush the interval that ends now."""
+        cpu_s, wall_ns = time.process_time(), time.monotonic_ns()
+        share = (cpu_s - self._cpu_s) * 1e9 / max(1, wall_ns - self._wall_ns)
+        self._cpu_s, self._wall_ns = cpu_s, wall_ns
+        self._flush(self._index, min(share, 1.0))
+        self._index += 1
+
+    @property
+    def ticks(self) -> int:
+        """How many intervals were flushed."""
+        return self._index
+
+
+class Worker:
+    """One job, from its scenario's import to the last report."""
+
+    def __init__(self, job: frames.Job, send: Callable[[object], None]) -> None:
+        plan = job.plan
+        self._job, self._plan, self._send = job, plan, send
+        self._classes = load_scenario(plan.scenario)
+        self._recorder = Recorder(limits_of(plan.budgets), seed=plan.seed + job.worker)
+        self._run = make_run(plan, job.url, self._recorder, worker=job.worker)
+        self._environment = Environment(user_classes=list(self._classes.values()), host=job.url)
+        self._environment.harness = self._run
+        self._runner = self._environment.create_local_runner()
+        self._dispatcher = Dispatcher(
+            plan.load,
+            self._recorder,
+            weights={name: float(cls.weight) for name, cls in self._classes.items()},
+            spawn=lambda name, count: self._runner.spawn_users({name: count}),
+            seed=plan.seed,
+            worker=job.worker,
+            workers=job.workers,
+        )
+        self._run.dispatcher = self._dispatcher
+        self.interrupted = False
+
+    def preflight(self) -> tuple[frames.Probe, ...]:
+        """Run every task of the scenario once, recording nothing; says what its steps met."""
+        recorder, self._run.recorder = self._run.recorder, Recorder(Limits())
+        try:
+            return tuple(
+                self._probe(user, task)
+                for user in (cls(self._environment) for cls in self._classes.values())
+                for task in dict.fromkeys(type(user).tasks)
+            )
+        finally:
+            self._run.recorder, self._run.first_failure = recorder, None
+
+    def _probe(self, user: ModelUser, task: Any) -> frames.Probe:
+        seen: list[Step] = []
+
+        def note(step: Step, _journey: Journey) -> None:
+            seen.append(step)
+
+        now = time.monotonic_ns()
+        self._run.on_step = note
+        try:
+            user.on_start()
+            if not isinstance(task, type):
+                user.run_task(task, Arrival("preflight", now, now))
+        finally:
+            self._run.on_step = None
+        steps = tuple((step.name, step.failure, step.detail) for step in seen)
+        failure = next((failure for _, failure, _ in steps if failure), None)
+        return frames.Probe(task=getattr(task, "__name__", str(task)), steps=steps, failure=failure)
+
+    def load(self, t0_ns: int) -> None:
+        """Run all stages, drain, cut off what is left, and send the last frame."""
+        self._run.t0_ns = t0_ns
+        clock = IntervalClock(t0_ns, self._job.interval_ns, self._flush)
+        self._environment.events.test_start.fire(environment=self._environment)
+        ticking = gevent.spawn(clock.run)
+        self._dispatcher.run(t0_ns, drain_ns=self._plan.drain_ns)
+        self._dispatcher.end()
+        self._runner.stop()
+        ticking.kill()
+        clock.tick()
+        self._send(
+            frames.Done(
+                reports=clock.ticks,
+                interrupted=self.interrupted,
+                first_failure=self._run.first_failure,
+                retries=self._run.retries,
+            )
+        )
+
+    def stop(self) -> None:
+        """End the load early; what runs is drained."""
+        self.interrupted = True
+        self._dispatcher.stop()
+
+    def _flush(self, index: int, cpu: float) -> None:
+        self._dispatcher.observe()
+        self._send(self._recorder.flush(index, cpu=cpu))
+        self._dispatcher.observe()
+
+
+def load_scenario(path: Path) -> dict[str, type[ModelUser]]:
+    """Import a Locust file; returns its `ModelUser` classes by name.
+
+    Raises UserError that says what is wrong with the file.
+    """
+    try:
+        classes, _ = load_locustfile(str(path))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {error}; "
+            f"the scenario {path.name} cannot be imported"
+        ) from error
+    found = {name: cls for name, cls in classes.items() if issubclass(cls, ModelUser)}
+    if not found:
+        others = f"; it has {', '.join(classes)}, of other bases" if classes else ""
+        raise UserError(f"{path}: no subclass of harness.ModelUser with a @task was found{others}")
+    return found
+
+
+def main() -> None:
+    """Serve one job on stdin and stdout."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # what the scenario prints must not get between the frames
+    os.set_blocking(out, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    receive = partial(frames.decode, _read_exactly)
+    send = partial(_send, out)
+    job = receive()
+    try:
+        worker = Worker(job, send)
+        probes = worker.preflight() if job.preflight else ()
+    except UserError as error:
+        send(frames.Broken(message=str(error), code=ExitCode.USAGE))
+        return
+    except (HarnessError, RequestFailed, TargetError) as error:
+        send(frames.Broken(message=str(error), code=error.exit_code))
+        return
+    send(frames.Ready(probes=probes, clock=CLOCK))
+    start = receive()
+    if not isinstance(start, frames.Start):
+        return
+    gevent.spawn(_obey, receive, worker)
+    worker.load(start.t0_ns)
+
+
+def _obey(receive: Callable[[], Any], worker: Worker) -> None:
+    """Stop the load when the parent says so, or is gone."""
+    receive()
+    worker.stop()
+
+
+def _read_exactly(size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = tp_read(0, size - len(data))
+        if not part:
+            return b""
+        data += part
+    return data
+
+
+def _send(fd: int, frame: object) -> None:
+    data = frames.encode(frame)
+    try:
+        while data:
+            data = data[nb_write(fd, data) :]
+    except BrokenPipeError:
+        log.warning("the parent process is gone; ending")
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

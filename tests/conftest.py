@@ -1,0 +1,80 @@
+"""What several test files share: other programs that may be missing, and saved synthetic runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.budget import Budget, goodput_limits, parse_budget
+from harness.recorder import Limits, Recorder, Recording, RunFolder, load_recording
+
+
+def _require(program: str) -> str:
+    found = shutil.which(program) or (program if Path(program).exists() else None)
+    if found is None:
+        missing = f"{program} is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{missing}; CI must have it")
+        pytest.skip(missing)
+    return found
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], str]:
+    """Path of a program or file; without it the test is skipped, in CI it fails."""
+    return _require
+
+
+def stage(
+    name: str = "steady", start_s: float = 0, end_s: float = 20, **more: Any
+) -> dict[str, Any]:
+    """One stage as run.json holds it."""
+    load = {"record": True, "load": "poisson 50/s", "planned_rate_per_s": 50.0}
+    return {"name": name, "start_s": start_s, "end_s": end_s, **load, **more}
+
+
+def limits_of(budgets: Iterable[Budget]) -> Limits:
+    """The limits that a run with these budgets counts exactly."""
+    budgets = tuple(budgets)
+    thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
+    for budget in budgets:
+        if budget.quantile is not None:
+            key = (budget.step, budget.metric)
+            thresholds[key] = (*thresholds.get(key, ()), budget.threshold)
+    return Limits(
+        thresholds=thresholds, good=lambda stage, step: goodput_limits(budgets, step, stage=stage)
+    )
+
+
+@pytest.fixture
+def save_run(tmp_path: Path) -> Callable[..., Recording]:
+    """Write a run and read it back: `fill(recorder, i)` records what interval i saw."""
+
+    def save(
+        fill: Callable[[Recorder, int], Any],
+        *,
+        budgets: Iterable[str] = (),
+        stages: Iterable[dict[str, Any]] | None = None,
+        intervals: int = 20,
+        cpu: float | None = 0.2,
+        status: str = "complete",
+        **run: Any,
+    ) -> Recording:
+        path = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        described = {"interval_s": 1.0, "stages": list(stages or [stage()]), **run}
+        folder = RunFolder.create(path, described)
+        folder.begin(1_700_000_000.0)
+        recorder = Recorder(limits_of(parse_budget(text) for text in budgets))
+        for i in range(intervals):
+            fill(recorder, i)
+            folder.append(recorder.flush(i, cpu=cpu))
+        folder.update(status=status)
+        folder.close()
+        return load_recording(path)
+
+    return save

@@ -1,0 +1,280 @@
+"""The decoder against real servers' bytes and a plain reading of the spec; timings by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import RequestFailed
+from harness.wire import Event, SSEDecoder, timings
+
+WIRE = Path(__file__).parent / "data" / "wire"
+BOM = b"\xef\xbb\xbf"
+EVENTS_IN_FILE = {  # with [DONE], where it is sent
+    "sse-llama-cpp-python-interrupted.bin": 2,
+    "sse-llama-cpp-python-raw.bin": 9,
+    "sse-llamacpp-queued-ping.bin": 6,
+    "sse-llamacpp-raw.bin": 10,
+    "sse-transformers-serve-raw.bin": 8,
+    "sse-vllm-raw.bin": 9,
+}
+
+
+def body_of(name):
+    """The body of a recorded reply; curl kept the head in some and had undone the chunks in all."""
+    raw = (WIRE / name).read_bytes()
+    return raw.partition(b"\r\n\r\n")[2] if raw.startswith(b"HTTP/") else raw
+
+
+def decode(reads, **limits):
+    """Feed reads stamped 0, 1, 2 ...; the events, then the decoder."""
+    decoder = SSEDecoder(**limits)
+    return [e for t, data in enumerate(reads) for e in decoder.feed(data, t)], decoder
+
+
+def byte_by_byte(body):
+    return [body[i : i + 1] for i in range(len(body))]
+
+
+def cut_at(body, places):
+    edges = [0, *sorted(places), len(body)]
+    return [body[a:b] for a, b in pairwise(edges)]
+
+
+def by_the_spec(body):
+    """(data, name, offset of the last data byte, offset after the blank line), read slowly."""
+    found, data, name, last = [], [], None, 0
+    at = 3 if body.startswith(BOM) else 0
+    while True:
+        end = at
+        while end < len(body) and body[end : end + 1] not in (b"\r", b"\n"):
+            end += 1
+        if end == len(body):
+            return found
+        line, after = body[at:end], end + (2 if body[end : end + 2] == b"\r\n" else 1)
+        if not line:
+            if data:
+                found.append((b"\n".join(data), name, last, after))
+            data, name = [], None
+        else:
+            key, value = line.split(b":", 1) if b":" in line else (line, b"")
+            value = value[1:] if value.startswith(b" ") else value
+            if key == b"data":
+                data.append(value)
+                last = end - 1
+            elif key == b"event":
+                name = value.decode("utf-8", "replace") or None
+        at = after
+
+
+def expected(reads):
+    """The events of these reads, stamps and exactness included, from the slow reading."""
+    body = b"".join(reads)
+    ends, total = [], 0
+    for data in reads:
+        total += len(data)
+        ends.append(total)
+    events = []
+    for data, name, last, after in by_the_spec(body):
+        read = next(i for i, end in enumerate(ends) if last < end)
+        followed = body[after : ends[read]].strip(b"\r\n")
+        events.append(Event(data, read, not followed, name))
+    return events
+
+
+pieces = st.sampled_from(
+    [
+        *(b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"data: x", b"data:y", b"data:  z", b"data"),
+        *(b"data:", b"data: a\n\n", b'data: {"k": "v"}\n\n', b"data: [DONE]\n\n", b": ping\n\n"),
+        *(
+            b"event: error\n",
+            b"event:\n",
+            b"id: 7\n",
+            b"retry: 1\n",
+            b"database: no\n",
+            b" data: no",
+        ),
+        *(BOM, b"\xe2\x80\xa8", b"\xff", b"\x0b", b"\x85", b":", b" ", b"data: \xe2\x80\xa8\n\n"),
+    ]
+)
+bodies = st.lists(pieces, max_size=14).map(b"".join)
+
+
+@settings(max_examples=600, deadline=None)
+@given(body=bodies, places=st.lists(st.integers(0, 120), max_size=8))
+def test_any_split_of_any_body_gives_what_the_spec_gives(body, places):
+    reads = cut_at(body, [p for p in places if p <= len(body)])
+    events, decoder = decode(reads)
+    assert events == expected(reads)
+    assert decoder.merged == sum(not event.exact for event in events)
+
+
+# Whole lines and events as reads, so that the fast path and the general one take turns.
+events_and_lines = st.sampled_from(
+    [
+        *(b"data: a\n\n", b"data: b\n\n", b"data: c", b"data: d\n", b"data:e\n\n", b"\n", b"\r"),
+        *(b"event: e\n", b": ping\n\n", BOM),
+    ]
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(reads=st.lists(st.lists(events_and_lines, min_size=1, max_size=4).map(b"".join), max_size=5))
+def test_reads_that_end_with_their_lines_and_events_give_what_the_spec_gives(reads):
+    assert decode(reads)[0] == expected(reads)
+
+
+@pytest.mark.parametrize("name", EVENTS_IN_FILE)
+def test_a_real_servers_bytes_give_the_same_events_however_they_are_cut(name):
+    body = body_of(name)
+    for reads in ([body], byte_by_byte(body), cut_at(body, range(0, len(body), 7))):
+        events, decoder = decode(reads)
+        assert events == expected(reads)
+        assert len(events) == EVENTS_IN_FILE[name]
+        assert decoder.pending is None
+
+
+@pytest.mark.parametrize("eol", [b"\n", b"\r", b"\r\n"])
+def test_each_of_the_three_line_ends_ends_lines(eol):
+    body = eol.join([b"event: e", b"data: a", b"data: b", b"", b"data: c", b"", b""])
+    for reads in ([body], byte_by_byte(body)):
+        events, _ = decode(reads)
+        assert [(e.data, e.event) for e in events] == [(b"a\nb", "e"), (b"c", None)]
+
+
+def test_a_crlf_cut_between_its_bytes_ends_one_line_not_two():
+    events, _ = decode([b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"])
+    assert [e.data for e in events] == [b"a\nb"]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_what_only_str_splitlines_takes_for_a_line_end_stays_in_the_data(odd):
+    line = f"data: a{odd}b".encode()
+    assert [e.data for e in decode([line + b"\n\n"])[0]] == [f"a{odd}b".encode()]
+    assert [e.data for e in decode([line + b"\r\n\r\n"])[0]] == [f"a{odd}b".encode()]
+
+
+def test_a_bom_is_dropped_at_the_very_start_and_nowhere_else():
+    body = BOM + b"data: a\n\n" + BOM + b"data: b\n\n"
+    for reads in ([body], byte_by_byte(body)):
+        assert [e.data for e in decode(reads)[0]] == [b"a"]
+    assert decode([BOM + b"data: cut"])[1].pending == b"cut"
+
+
+def test_comments_and_events_without_data_come_to_nothing():
+    events, decoder = decode([b": ping\n\n:\n\nevent: error\n\nid: 4\n\ndata: a\n\n"])
+    assert events == [Event(b"a", 0, True)]
+    assert decoder.pending is None
+
+
+def test_an_event_is_stamped_with_the_read_of_its_last_data_byte_not_of_its_blank_line():
+    events, _ = decode([b"data: to", b"ken", b"\n", b"\n", b"data: next\n", b"\n"])
+    assert [(e.t_ns, e.exact) for e in events] == [(1, True), (4, True)]
+
+
+def test_of_events_that_came_in_one_read_only_the_last_is_exact():
+    events, decoder = decode([b"data: a\n\n", b"data: b\n\ndata: c\n\ndata: d\n\n"])
+    assert [e.exact for e in events] == [True, False, False, True]
+    assert decoder.merged == 2
+
+
+def test_an_event_followed_by_the_beginning_of_another_is_not_exact():
+    events, decoder = decode([b"data: a\n\ndat", b"a: b\n\n: ping"])
+    assert [e.exact for e in events] == [False, False]
+    assert decoder.merged == 2
+
+
+@pytest.mark.parametrize("tail", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n"])
+def test_an_event_without_its_blank_line_is_pending_and_never_an_event(tail):
+    for reads in ([b"data: a\n\n" + tail], byte_by_byte(b"data: a\n\n" + tail)):
+        events, decoder = decode(reads)
+        assert [e.data for e in events] == [b"a"]
+        assert decoder.pending == b"[DONE]"
+
+
+@pytest.mark.parametrize("cut", [byte_by_byte, lambda body: [body]])
+def test_an_event_at_the_limit_passes_and_one_byte_more_is_malformed(cut):
+    for event in (b"data: 0123456789\n\n", b"data: 012\ndata: 3456\n\n", b"data:\t0123456789\n\n"):
+        size = len(event) - event.count(b"\n")
+        body = b"data: first\n\n" + event
+        assert len(decode(cut(event), max_event_bytes=size)[0]) == 1
+        assert len(decode(cut(body), max_event_bytes=size)[0]) == 2
+        for too_long in (event, body):
+            with pytest.raises(RequestFailed, match="malformed event: longer than"):
+                decode(cut(too_long), max_event_bytes=size - 1)
+
+
+def test_a_line_that_never_ends_is_refused_before_it_is_all_held():
+    reads = iter([b": endless"] * 10_000)
+    with pytest.raises(RequestFailed, match="1,000 bytes"):
+        decode(reads, max_event_bytes=1000)
+    assert len(list(reads)) > 9_800
+
+
+def test_the_limit_is_for_one_event_and_starts_anew_with_the_next():
+    body = b"data: 0123456789\r\n\r\n" * 50
+    assert len(decode([body], max_event_bytes=16)[0]) == 50
+
+
+MS = 1_000_000
+
+
+def test_timings_follow_their_definitions():
+    got = timings(
+        start_ns=0,
+        sent_ns=10 * MS,
+        tokens=[(100 * MS, False), (140 * MS, True), (200 * MS, True)],
+        end_ns=250 * MS,
+        output_tokens=6,
+    )
+    assert (got.ttft, got.ttfo, got.service_ttft) == (100 * MS, 140 * MS, 90 * MS)
+    assert got.itl == (40 * MS, 60 * MS)
+    assert got.tpot == 20 * MS
+    assert (got.e2el, got.service) == (250 * MS, 240 * MS)
+    assert not got.tokens_counted
+
+
+def test_without_the_servers_count_tpot_divides_by_counted_events_and_says_so():
+    tokens = [(0, True), (40, True), (100, True)]
+    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=100, output_tokens=None)
+    assert (got.tpot, got.tokens_counted) == (50, True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "output_tokens"),
+    [
+        ([(5, True)], 1),
+        ([(5, True)], None),
+        ([(5, True)], 9),  # nine tokens in one event: there is no span to divide
+        ([(5, True), (7, True)], 1),
+        ([(5, True), (7, True)], 0),
+        ([], 3),
+    ],
+)
+def test_tpot_is_absent_below_two_tokens_or_two_events(tokens, output_tokens):
+    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=9, output_tokens=output_tokens)
+    assert got.tpot is None
+    assert len(got.itl) == max(len(tokens) - 1, 0)
+
+
+def test_a_reply_without_tokens_has_no_token_times():
+    got = timings(start_ns=1, sent_ns=2, tokens=[], end_ns=9, output_tokens=None)
+    assert (got.ttft, got.ttfo, got.service_ttft, got.itl) == (None, None, None, ())
+    assert (got.e2el, got.service) == (8, 7)
+
+
+def test_a_reply_of_reasoning_alone_has_a_first_token_and_no_first_output():
+    got = timings(start_ns=0, sent_ns=0, tokens=[(5, False)], end_ns=9, output_tokens=1)
+    assert (got.ttft, got.ttfo) == (5, None)
+
+
+@given(stamps=st.lists(st.integers(0, 10**12), max_size=30).map(sorted))
+def test_gaps_are_one_fewer_than_token_events_and_add_up_to_their_span(stamps):
+    tokens = [(t, True) for t in stamps]
+    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=10**12, output_tokens=None)
+    assert len(got.itl) == max(len(stamps) - 1, 0)
+    assert sum(got.itl) == (stamps[-1] - stamps[0] if stamps else 0)
