@@ -16,7 +16,7 @@ import numpy as np
 _CHUNK = 1024
 
 
-def schedule(  # noqa: PLR0913 - each is one independent fact of a stage or a worker
+def schedule(
     kind: Literal["constant", "poisson"],
     rate_per_s: float,
     duration_ns: int,

@@ -1,4 +1,4 @@
-"""The budget grammar: one readable sentence in, one `Budget` out, or the column where it goes wrong.
+"""The budget grammar: a readable sentence in, a `Budget` out, or the column where it goes wrong.
 
     budget     ::= step "." metric [ statistic ] op value [ "in" stage ]
     step       ::= segment { "/" segment }        ; "run" is every root step together
@@ -118,8 +118,8 @@ METRICS: dict[str, Metric] = {
         _metric(
             "slot_wait",
             "time",
-            "Wait for a free user: how long a planned arrival waited because max_in_flight requests "
-            "were running. Part of the response time.",
+            "Wait for a free user: how long a planned arrival waited because max_in_flight "
+            "requests were running. Part of the response time.",
         ),
         _metric(
             "connect",
@@ -233,8 +233,10 @@ class Budget:
 
     @property
     def threshold(self) -> int:
-        """The largest whole value (ns, tokens) that is not over the limit; a lower limit's is the
-        largest that is under it."""
+        """The largest whole value (ns, tokens) that is not over the limit.
+
+        Of a lower limit it is the largest value that is under it.
+        """
         inclusive = self.op in ("<=", ">")
         return math.floor(self.limit) if inclusive else math.ceil(self.limit) - 1
 
@@ -254,7 +256,7 @@ class Budget:
         if self.kind != "time":
             return None
         unit = self.limit_text.lstrip("0123456789.")
-        return cast(TimeUnit, {"us": "us", "µs": "us", "μs": "us", "ms": "ms"}.get(unit, "s"))
+        return cast("TimeUnit", {"us": "us", "µs": "us", "μs": "us", "ms": "ms"}.get(unit, "s"))
 
     def __str__(self) -> str:
         return self.text
@@ -290,7 +292,7 @@ def parse_budget(text: str, *, stage: str | None = None, confidence: float = 0.9
 def goodput_limits(
     budgets: Iterable[Budget], step: str, *, stage: str | None = None
 ) -> dict[str, int]:
-    """The limits in nanoseconds that a good request of `step` meets, by metric.
+    """Return the limits in nanoseconds that a good request of `step` meets, by metric.
 
     The strictest `pX` or `max` limit of each of ttft, ttfo, tpot and e2el counts. A root step is
     also held to the budgets of `run`. With `stage`, budgets of other stages are left out.
@@ -321,7 +323,7 @@ class _Reader:
         self.at = 0
 
     def take(self, pattern: re.Pattern[str]) -> tuple[str, int]:
-        """The next match, empty if there is none, and its 0-based column."""
+        """Return the next match, empty if there is none, and its 0-based column."""
         while self.at < len(self.text) and self.text[self.at].isspace():
             self.at += 1
         start = self.at
@@ -331,7 +333,7 @@ class _Reader:
         return (found[0] if found else ""), start
 
     def rest(self) -> str:
-        """What follows, for a message."""
+        """Return what follows, for a message."""
         rest = self.text[self.at :].strip()
         return f'found "{rest}"' if rest else "the budget ends"
 
@@ -422,7 +424,7 @@ class _Reader:
                 f'found "{word}", but {metric.name} should be low, so its limit is an upper one; '
                 f'did you mean "{word.replace(">", "<")}"?',
             )
-        return cast(Op, word)
+        return cast("Op", word)
 
     def value(self, metric: Metric, op: Op) -> tuple[float, str]:
         word, column = self.take(_VALUE)

@@ -74,6 +74,7 @@ def main() -> None:
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     scenario: Path,
     json_to: str | None,
     out: Path | None,
@@ -190,8 +191,11 @@ def _plan(path: Path, options: dict[str, Any]) -> Plan:
     plan = load_plan(path)
     if "url" in given:
         plan = replace(plan, target=replace(plan.target, url=given["url"]))
-    numbers = {name: _whole(name, given[name]) for name in ("seed", "workers") if name in given}
-    return replace(plan, **numbers)
+    return replace(
+        plan,
+        seed=_whole("seed", given["seed"]) if "seed" in given else plan.seed,
+        workers=_whole("workers", given["workers"]) if "workers" in given else plan.workers,
+    )
 
 
 def _whole(name: str, text: str) -> int:

@@ -4,15 +4,16 @@ Stamps are taken in user space, right after a read of the socket returns and rig
 write of a request, on the monotonic clock. `CLOCK` names that in the run; a transport with a better
 clock replaces this module behind the same `Stamps`.
 
-One pool, and one SSL context, serve every client of the process: a context costs some 100 ms of CPU,
-and a pool with a limit would queue requests inside the generator, where nobody sees it.
+One transport, with one SSL context, serves every client of the process: a context costs some 100 ms
+of CPU. Connections are not limited, since a limit would queue requests inside the generator, where
+nobody sees it; the one that was idle for the shortest time is used first.
 """
 
 from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,41 +52,44 @@ class Transport(httpx.BaseTransport):
     """
 
     def __init__(self, *, verify: bool | Path = True) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=_ssl_context(verify),
-            max_connections=None,
-            max_keepalive_connections=None,
-            keepalive_expiry=60.0,
-            network_backend=_Backend(),
-        )
+        self._ssl_context = _ssl_context(verify)
+        self._backend = _Backend()
+        self._idle: list[httpcore.ConnectionPool] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; once more on another connection when a kept one proves dead unanswered."""
         assert isinstance(request.stream, httpx.SyncByteStream)
-        replayable = isinstance(request.stream, httpx.ByteStream)
-        with _httpx_exceptions():
-            for retries in range(_ATTEMPTS):
-                opened: list[str] = []
-                try:
-                    response = self._pool.handle_request(_to_core(request, opened))
-                except _STALE:
-                    if opened or not replayable or retries == _ATTEMPTS - 1:
-                        raise
-                else:
-                    break
+        pool = self._idle.pop() if self._idle else self._new_pool()
+        try:
+            with _httpx_exceptions():
+                response, retries = _send(pool, request)
+        except BaseException:
+            self._idle.append(pool)
+            raise
         wire = response.extensions["network_stream"]
         assert isinstance(wire, _StampedStream)
         wire.stamps.retries = retries
         return httpx.Response(
             status_code=response.status,
             headers=response.headers,
-            stream=_Body(response),
+            stream=_Body(response, lambda: self._idle.append(pool)),
             extensions={**response.extensions, STAMPS: wire.stamps},
         )
 
     def close(self) -> None:
-        """Close every connection."""
-        self._pool.close()
+        """Close every idle connection."""
+        for pool in self._idle:
+            pool.close()
+
+    def _new_pool(self) -> httpcore.ConnectionPool:
+        """Return a pool for one request at a time: a large one polls every idle socket each time."""
+        return httpcore.ConnectionPool(
+            ssl_context=self._ssl_context,
+            max_connections=None,
+            max_keepalive_connections=1,
+            keepalive_expiry=60.0,
+            network_backend=self._backend,
+        )
 
 
 class _StampedStream(httpcore.NetworkStream):
@@ -153,8 +157,9 @@ class _Backend(httpcore.SyncBackend):
 class _Body(httpx.SyncByteStream):
     """A response body whose errors are httpx's."""
 
-    def __init__(self, response: httpcore.Response) -> None:
+    def __init__(self, response: httpcore.Response, on_close: Callable[[], None]) -> None:
         self._response = response
+        self._on_close: Callable[[], None] | None = on_close
 
     def __iter__(self) -> Iterator[bytes]:
         with _httpx_exceptions():
@@ -162,6 +167,24 @@ class _Body(httpx.SyncByteStream):
 
     def close(self) -> None:
         self._response.close()
+        if self._on_close:
+            self._on_close()
+            self._on_close = None
+
+
+def _send(
+    pool: httpcore.ConnectionPool, request: httpx.Request
+) -> tuple[httpcore.Response, int]:
+    """Send a request; returns the response and how many kept connections proved dead before it."""
+    replayable = isinstance(request.stream, httpx.ByteStream)
+    for retries in range(_ATTEMPTS):
+        opened: list[str] = []
+        try:
+            return pool.handle_request(_to_core(request, opened)), retries
+        except _STALE:
+            if opened or not replayable:
+                raise
+    raise httpcore.ConnectError(f"{_ATTEMPTS} kept connections were dead, one after the other")
 
 
 def _to_core(request: httpx.Request, opened: list[str]) -> httpcore.Request:

@@ -65,7 +65,7 @@ def parse_rate(text: str) -> float:
 
 
 def parse_share(text: str) -> float:
-    """The share, 0 to 1, of `0.1%` or `99.5%`; ValueError says what is allowed."""
+    """Return the share, 0 to 1, of `0.1%` or `99.5%`; ValueError says what is allowed."""
     allowed = "a share is a number and %, like 0.1% or 99.5%"
     number, unit = _split(text, allowed)
     if not unit:
@@ -132,7 +132,7 @@ def _fitting_unit(ns: Decimal) -> TimeUnit:
 
 
 def _signed(value: Decimal, *, never: int | None = None) -> str:
-    """The digits of `value`; only a value that is exactly `never` may be shown as it."""
+    """Write `value`; only a value that is exactly `never` may be shown as it."""
     shown = _rounded(value)
     if never is not None and shown == never and value != never:
         shown = round(value, -(value - never).adjusted())

@@ -167,21 +167,26 @@ def _answer(build: Build, rng: np.random.Generator, stage: str, t: float, worse:
     build.journey(stage, "answer", t, at, spans, _failure(rng, worse))
 
 
+def from_second(start_s: float, factor: float) -> Callable[[float], float]:
+    """A step function: `factor` from `start_s` on, 1 before."""
+    return lambda t_s: factor if t_s >= start_s else 1.0
+
+
 STEPS = (("answer/retrieve", 86, 0.2), ("answer/rerank", 130, 0.25), ("answer/generate", 1840, 0.3))
 
 
-def build(*, worse: float = 1.0, stages: Sequence[StageWindow] = STAGES, seed: int = 1,
+def build(*, worse: Callable[[float], float] = lambda t_s: 1.0, stages: Sequence[StageWindow] = STAGES, seed: int = 1,
           steps: Sequence[tuple[str, float, float]] = STEPS, name: str = "checkout-assistant",
           chosen: Sequence[Budget] = (), sent_share: Mapping[str, float] | None = None,
           ) -> Recording:
-    """A run of chats (60 %) and answers whose latency is `worse` times as long from 6:08 on."""
+    """A run of chats (60 %) and answers whose latency is `worse(t_s)` times as long."""
     rng = np.random.default_rng(seed)
     b = Build(stages, name=name, budgets=chosen, sent_share=sent_share)
     for stage in stages:
         rate = (stage.planned_rate_per_s or 20.0) * b.sent_share.get(stage.name, 1.0)
         n = rng.poisson(rate * (stage.end_s - stage.start_s))
         for t in np.sort(rng.uniform(stage.start_s, stage.end_s, n)):
-            factor = worse if t >= WORSE_FROM_S else 1.0
+            factor = worse(float(t))
             if rng.random() < 0.6:
                 _chat(b, rng, stage.name, float(t), factor)
             else:
@@ -196,7 +201,7 @@ def budgets(texts: Iterable[tuple[str, str | None]] = BUDGETS) -> tuple[Budget, 
 @cache
 def failing() -> tuple[Recording, Verdict]:
     """FAIL: chat.ttft and answer.e2el break from 6:08 on, 8 s into the spike."""
-    recording = build(worse=1.7, chosen=budgets())
+    recording = build(worse=from_second(WORSE_FROM_S, 1.7), chosen=budgets())
     return recording, judge(recording, budgets())
 
 
@@ -241,11 +246,11 @@ def many_steps() -> tuple[Recording, Verdict]:
     names = [f"answer/tool_call_customer_order_policy_check_v2/step_{i:03}_retrieve"
              if i % 3 else f"answer/plan/step_{i:03}" for i in range(199)]
     steps = [(n, 10.0 + i % 7, 0.4) for i, n in enumerate(names)] + [("answer/generate", 800, 0.3)]
-    stages = (StageWindow("spike", 364, 394, True, "poisson 95/s", 95.0),)
+    stages = (StageWindow("spike", 0, 30, True, "poisson 95/s", 95.0),)
     texts = [(f"{n}.e2el p95 < 40ms", "spike") for n in names[:38]]
     texts += [("answer/generate.e2el p95 < 1500ms", "spike"), ("chat.ttft p99 < 800ms", "spike")]
     chosen = budgets(texts)
-    recording = build(worse=2.5, steps=steps, stages=stages, chosen=chosen,
+    recording = build(worse=from_second(4, 2.5), steps=steps, stages=stages, chosen=chosen,
                       name="customer-support-agent-with-tools-and-policy-guardrails-eu-west")
     return recording, judge(recording, chosen)
 
@@ -257,6 +262,27 @@ def tiny() -> tuple[Recording, Verdict]:
     stages = [StageWindow("steady", 0, 12, True, "constant 3/s", 3.4)]
     recording = build(stages=stages, seed=3, chosen=chosen)
     return recording, judge(recording, chosen)
+
+
+@cache
+def sweep() -> tuple[Recording, Verdict]:
+    """Five load levels of 40 s; chat.ttft breaks its limit from the fourth on."""
+    chosen = budgets([("chat.ttft p95 < 800ms", None), ("run.rate > 1/s", None),
+                      ("chat.tpot mean < 1s", None), ("chat.e2el max < 5s", None),
+                      ("chat.output_tokens p50 >= 20", None)])
+    stages = [StageWindow(f"level-{i + 1}", 40 * i, 40 * i + 40, True, f"constant {r}/s", r)
+              for i, r in enumerate((10.0, 20.0, 30.0, 40.0, 50.0))]
+    recording = build(stages=stages, chosen=chosen, seed=4,
+                      worse=lambda t_s: (1.0, 1.05, 1.2, 1.9, 3.0)[int(t_s // 40)])
+    return recording, judge(recording, chosen)
+
+
+@cache
+def users() -> tuple[Recording, Verdict]:
+    """A closed model: 40 users, no planned rate, no budgets."""
+    stages = [StageWindow("steady", 0, 90, True, "40 users", None)]
+    recording = build(stages=stages, seed=5)
+    return recording, judge(recording, ())
 
 
 HOSTILE = "<script>alert(1)</script>$x$"
@@ -275,4 +301,5 @@ def hostile() -> tuple[Recording, Verdict]:
 SAMPLES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "pass": passing, "fail": failing, "invalid": invalid, "inconclusive": inconclusive,
     "no-data": no_data, "many-steps": many_steps, "tiny": tiny, "hostile": hostile,
+    "sweep": sweep, "users": users,
 }

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from harness.budget import RUN, Budget, near_miss
 from harness.errors import PlanError
-from harness.plan.document import Document, Loc, Places, bare_token, is_secret, read_text
+from harness.plan.document import Document, Loc, Places, is_secret, read_text, secret_parts
 from harness.plan.written import Api, Arrivals, PlanEntry, StageEntry, explained, json_schema
 from harness.units import format_count
 
@@ -124,7 +124,7 @@ def load_plan(path: str | os.PathLike[str], *, environ: Mapping[str, str] = os.e
     )
 
 
-def plan_from_options(  # noqa: PLR0913 - one argument for each option
+def plan_from_options(
     *,
     scenario: str | os.PathLike[str],
     url: str = "embedded",
@@ -180,14 +180,15 @@ def check_steps(plan: Plan, known_steps: Iterable[str]) -> None:
 def secrets(plan: Plan) -> tuple[str, ...]:
     """Return the texts that must never be written or shown, longest first.
 
-    They are the values of sensitive headers and body fields, the bare token after `Bearer `, and
-    the sensitive environment variables that the plan uses. Texts up to 3 characters are left out.
+    They are the values of sensitive headers and body fields and of the sensitive environment
+    variables that the plan uses, each also without `Bearer `. Texts up to 3 characters are left
+    out.
     """
     found = set(plan.secret_variables)
     for name, value in [*plan.target.headers.items(), *plan.target.params.items()]:
         if is_secret(name) and isinstance(value, str):
-            found |= {value, bare_token(value)}
-    return tuple(sorted((text for text in found if len(text) > 3), key=lambda t: (-len(t), t)))
+            found |= secret_parts(value)
+    return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
 
 class _Options:

@@ -29,6 +29,7 @@ _VARIABLE = re.compile(
 )
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
 _SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
+_SEPARATORS = re.compile(r"\$\{\w*(?::-)?|[\s=:;,}]+")
 _SECRET_NAME = re.compile(
     r"authorization|api[-_]?key|cookie|secret|password|(^|[-_])token$", re.IGNORECASE
 )
@@ -56,9 +57,13 @@ def is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def bare_token(text: str) -> str:
-    """Return the text without a leading `Bearer ` or other scheme."""
-    return _SCHEME.sub("", text).strip()
+def secret_parts(text: str) -> set[str]:
+    """Return what of a secret must not be seen: all of it, the token after `Bearer `, long parts.
+
+    Texts of up to 3 characters are left out: masking them would garble everything else.
+    """
+    parts = {part for part in _SEPARATORS.split(text) if len(part) > 11}
+    return {part for part in {text, _SCHEME.sub("", text), *parts} if len(part) > 3}
 
 
 def read_text(path: Path) -> str:
@@ -120,9 +125,9 @@ class Document:
         text = self.text
         for start, end, _ in sorted(self._masks, reverse=True):
             text = f'{text[:start]}"***"{text[end:]}'
-        literals = {literal for *_, literal in self._masks if len(literal) > 3}
-        for literal in sorted(literals, key=len, reverse=True):
-            text = text.replace(literal, "***")
+        parts = {part for *_, literal in self._masks for part in secret_parts(literal)}
+        for part in sorted(parts, key=len, reverse=True):
+            text = text.replace(part, "***")
         return text
 
     def _at(self, mark: Any, shift: int = 0) -> str:
@@ -245,11 +250,11 @@ class Document:
                 f"set it, or write ${{{name}:-default}}",
             )
         if value and is_secret(name):
-            self.secret_variables |= {value, bare_token(value)}
+            self.secret_variables |= secret_parts(value)
         return value or default or ""
 
     def _mask(self, node: yaml.ScalarNode) -> None:
-        literal = bare_token(node.value)
+        literal = _SCHEME.sub("", node.value).strip()
         if literal and not _ONLY_VARIABLE.fullmatch(literal):
             start = node.start_mark.index
             self._masks.add((start, start + len(self._raw(node).rstrip()), literal))

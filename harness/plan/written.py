@@ -294,7 +294,7 @@ class PlanEntry(_Written):
         if not isinstance(value, dict) or not isinstance(value.get("load"), (dict, list)):
             return value
         load = value["load"] if isinstance(value["load"], list) else [value["load"]]
-        names = [f"load-{i + 1}" for i in range(len(load))] if len(load) > 1 else ["load"]
+        names = ["load"] if len(load) == 1 else [f"load-{i + 1}" for i in range(len(load))]
         named = [
             {"name": name} | stage if isinstance(stage, dict) else stage
             for name, stage in zip(names, load, strict=True)

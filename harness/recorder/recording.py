@@ -374,8 +374,8 @@ def _count(value: Any, *, at_most: int = 2**63 - 1) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} where a finite number must stand")
+    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e18:
+        raise ValueError(f"{value!r} where a number of sensible size must stand")
     return float(value)
 
 

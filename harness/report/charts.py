@@ -8,6 +8,7 @@ drawing serves light, dark and print.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -261,7 +262,7 @@ class Scale:
                 decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
                 found = [m * 10.0**d for d in decades for m in steps]
                 found = [v for v in [*found, 10.0 ** decades.stop] if self.low <= v <= self.high]
-                gaps = [abs(self(b) - self(a)) for a, b in zip(found, found[1:], strict=False)]
+                gaps = [abs(self(b) - self(a)) for a, b in itertools.pairwise(found)]
                 if min(gaps, default=apart) >= apart:
                     return found
             return found
@@ -359,6 +360,11 @@ def _limits(
     ]
     for start, end, budget in spans:
         at = y(budget.limit)
+        if at < y.end - 1:
+            paper.text(x(start) + 4, y.end + 9, f"↑ limit {words.limit_of(budget)}", "limit",
+                       bold=True)
+            label = False
+            continue
         paper.line([x(start), x(end)], [at, at], "limit", 1.4, dash="dashed")
     if label and recorded:
         start = recorded[0].start_s if same else spans[0][0]
@@ -498,7 +504,10 @@ def draw_heat(paper: Paper, recording: Recording, findings: Findings, f: Heat) -
     x, top, bottom = _time_scale(paper, findings), 26.0, paper.height - 58.0
     if paper.phone:
         f = f.wider(44)
-    y = Scale(float(f.edges[0]) / 1.02, float(f.edges[-1]) * 1.02, bottom, top, log=True)
+    subject, high = findings.subject, float(f.edges[-1])
+    limits = [v.budget.limit for v in subject.judged.values()] if subject else []
+    high = max([high, *(limit for limit in limits if limit < 4 * high)])
+    y = Scale(float(f.edges[0]) / 1.02, high * 1.05, bottom, top, log=True)
     _stages(paper, recording, findings, x, top, bottom)
     _y_axis(paper, y, x.start, x.end, _tick(findings), 24)
     share = f.counts / np.maximum(f.counts.sum(axis=0), 1)

@@ -6,6 +6,7 @@ A chart's facts are either data or a `WhyNot` that says what is missing. Latenci
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -461,7 +462,7 @@ def _beyond_chance(n: int, over: int, quantile: float, per_request: float) -> bo
 def _since(
     judged: Sequence[Window], found: Iterable[tuple[StageWindow, Series]], subject: Subject
 ) -> Since | None:
-    pairs = zip(judged, judged[1:], strict=False)
+    pairs = itertools.pairwise(judged)
     first = next(
         (a for a, b in pairs if a.flagged and b.flagged and a.stage == b.stage), None
     )

@@ -198,8 +198,8 @@ def _story(
     if slow and verdict.outcome is Outcome.FAIL:
         story += [
             (slow.step, "step"),
-            (f" makes {words.percent(slow.share)} of the extra time of slow {slow.root} "
-             "journeys.", None),
+            ((f" makes {words.share_of_extra(slow.share)} of the extra time of slow {slow.root} "
+             "journeys."), None),
         ]
     return story
 
@@ -332,7 +332,7 @@ def _waterfall(findings: Findings) -> dict[str, Any] | None:
                 }
                 for bar in top
             ],
-            "rest_name": f"{len(rest)} other steps",
+            "rest_name": f"{sum(bool(bar.step) for bar in rest)} other steps, and time in none",
             "rest_extra": words.signed(sum(bar.extra for bar in rest)),
             "rest_share": words.percent(sum(bar.share for bar in rest)),
         },
@@ -387,6 +387,8 @@ def _checks(verdict: Verdict) -> dict[str, Any]:
         if not broken
         else f"Not all: {broken} of {len(checks)} checks {'is' if broken == 1 else 'are'} broken"
     )
+    if verdict.outcome is Outcome.NO_DATA:
+        answer = "There are none: no request finished"
     rows = sorted(checks, key=lambda check: check.ok)
     most = max(broken, MOST_CHECKS if len(rows) > MOST_CHECKS + 2 else len(rows))
     return {
@@ -405,9 +407,9 @@ def _definitions(verdict: Verdict, findings: Findings) -> Sequence[tuple[str, st
         ("p99", "99 of 100 requests were faster. Dotted where fewer than 10 requests lie above."),
         (
             _interval_name(verdict),
-            "Range of true values that this sample does not rule out: each end holds with that "
+            ("Range of true values that this sample does not rule out: each end holds with that "
             "confidence (exact order statistics for percentiles, Clopper–Pearson for shares). "
-            "“?” means that this n gives no end.",
+            "“?” means that this n gives no end."),
         ),
         (
             "Of limit",

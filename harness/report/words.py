@@ -97,6 +97,13 @@ def percent(share: float) -> str:
     return f"{about}{sign}{whole}{NARROW_SPACE}%"
 
 
+def share_of_extra(share: float) -> str:
+    """How much of the extra time one step makes; other steps can be faster, so it can be over all."""
+    if share >= 1:
+        return "all"
+    return "nearly all" if share >= 0.995 else percent(share)
+
+
 def signed(value: float, kind: str = "time") -> str:
     """`+4.30 s` or `−2.12 ms`."""
     return ("+" if value > 0 else "") + number(value, kind) if round(value) else "0"
@@ -397,7 +404,7 @@ def bar_name(bar: Bar) -> str:
 def waterfall(findings: Findings, facts: Waterfall) -> Words:
     """Which step makes slow journeys slow."""
     largest = facts.largest
-    count, share = len(facts.steps), percent(largest.share)
+    count, share = len(facts.steps), share_of_extra(largest.share)
     if facts.slow <= facts.median or largest.share <= 0:
         heading = "No step makes slow journeys slower"
     elif not largest.step:

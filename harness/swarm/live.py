@@ -240,7 +240,7 @@ class _PlainLines:
 def _plain_line(state: _Progress) -> str:
     """Say as much as fits into a line; what is left out comes last in a reader's interest."""
     budgets = len(state.budgets) if state.record else 0
-    over = f"{state.over} of {_counted(budgets, 'budget')} over" if budgets else ""
+    over = f"{state.over}/{_counted(budgets, 'budget')} over" if budgets else ""
     line = f"{state.clock} {_cut(state.phase, 40)}".strip() + ":"
     for figure in (*_figures(state), over):
         if figure and len(line) + 2 + cell_len(figure) <= WIDTH:

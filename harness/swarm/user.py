@@ -251,7 +251,8 @@ class ModelUser(User):  # type: ignore[misc]
         `messages` may be an input, the list of messages, or a prompt. `params` go into the request's
         body. Raises RequestFailed when the reply is not a whole, valid stream.
         """
-        return self._model_step("openai-chat", _as_data(messages, "messages"), step, params)
+        name = "prompt" if isinstance(messages, str) else "messages"
+        return self._model_step("openai-chat", _as_data(messages, name), step, params)
 
     def complete(
         self, prompt: Input | Mapping[str, Any] | str, *, step: str = "completion", **params: Any
@@ -349,7 +350,7 @@ class ModelUser(User):  # type: ignore[misc]
                 headers=_HEADERS,
                 extensions={_OWN: True},
             )
-            if data is not params and isinstance(data, _InputData):
+            if isinstance(data, _InputData):
                 this.detail |= {"input": data.id, "category": data.category}
             reply, stamps = self._exchange(request, api, this, called_ns, stream=api.wants_stream(body))
             self._note(this, reply, stamps)

@@ -1,0 +1,181 @@
+"""Every known file of prompts becomes weighted inputs; every line that cannot is named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import PlanError
+from harness.inputs import load_inputs
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+def written(folder: Path, text: str | bytes, name: str = "inputs.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_an_input_keeps_its_body_apart_from_what_is_ours(tmp_path: Path) -> None:
+    line = '{"prompt": "hi", "id": 7, "category": "short", "weight": 2, "max_tokens": 5}'
+    (only,) = load_inputs(written(tmp_path, line))
+    assert (only.id, only.category, only.weight) == ("7", "short", 2)
+    assert only.data == {"prompt": "hi", "max_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("line", "data"),
+    [
+        ('{"messages": [{"role": "user", "content": "a"}]}', "messages"),
+        ('{"input": ["a", "b"]}', "input"),
+        ('{"instances": [[1, 2]]}', "instances"),
+    ],
+)
+def test_each_dialects_own_field_is_taken_as_it_is(tmp_path: Path, line: str, data: str) -> None:
+    (only,) = load_inputs(written(tmp_path, line))
+    assert list(only.data) == [data]
+    assert (only.id, only.category, only.weight) == ("1", "default", 1)
+
+
+def test_a_payload_is_the_whole_body(tmp_path: Path) -> None:
+    (only,) = load_inputs(written(tmp_path, '{"payload": {"weight": 3, "x": 1}, "weight": 5}'))
+    assert only.data == {"weight": 3, "x": 1}
+    assert only.weight == 5
+
+
+def test_benchmarks_are_known_by_their_shape(tmp_path: Path) -> None:
+    text = (
+        '{"question_id": 81, "category": "writing", "turns": ["one", "two"], "reference": ["r"]}\n'
+        '{"question": "2 + 2?", "answer": "4"}\n'
+        "\n"
+        '{"task_id": "HumanEval/0", "prompt": "def f():", "test": "assert"}\n'
+    )
+    bench, gsm, human = load_inputs(written(tmp_path, text))
+    assert (bench.id, bench.category, bench.data) == ("81", "writing", {"prompt": "one"})
+    assert bench.follow_ups == ("two",)
+    assert (gsm.id, gsm.category, gsm.data) == ("2", "math", {"prompt": "2 + 2?"})
+    assert (human.id, human.category, human.data) == ("HumanEval/0", "code", {"prompt": "def f():"})
+
+
+def test_a_traces_prompt_has_about_its_length_and_shares_the_prefix_it_shared(
+    tmp_path: Path,
+) -> None:
+    text = (
+        '{"timestamp": 0, "input_length": 1500, "output_length": 9, "hash_ids": [4, 5, 6]}\n'
+        '{"timestamp": 0, "input_length": 1100, "output_length": 7, "hash_ids": [4, 5, 8]}\n'
+        '{"timestamp": 0, "input_length": 1100, "output_length": 7}\n'
+    )
+    first, second, unshared = load_inputs(written(tmp_path, text))
+    prompts = [one.data["prompt"] for one in (first, second, unshared)]
+    assert [one.data["max_tokens"] for one in (first, second, unshared)] == [9, 7, 7]
+    assert [len(prompt.split()) for prompt in prompts] == pytest.approx(
+        [1500, 1100, 1100], rel=0.02
+    )
+    same = len([1 for a, b in zip(prompts[0], prompts[1], strict=False) if a == b])
+    assert prompts[0][:5000] == prompts[1][:5000]
+    assert same < len(prompts[1])
+    assert prompts[2][:20] != prompts[0][:20]
+    assert load_inputs(tmp_path / "inputs.jsonl")[0] == first
+
+
+def test_the_azure_trace_is_read_from_csv(tmp_path: Path) -> None:
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6,374,44\r\n"
+    (only,) = load_inputs(written(tmp_path, text, "trace.csv"))
+    assert only.data["max_tokens"] == 44
+    assert len(only.data["prompt"].split()) == pytest.approx(374, rel=0.02)
+    assert (only.id, only.category) == ("2", "short")
+
+
+def test_draws_follow_the_weights_and_the_seed(tmp_path: Path) -> None:
+    text = '{"prompt": "a", "weight": 3}\n{"prompt": "b"}\n'
+    inputs = load_inputs(written(tmp_path, text))
+    rng = np.random.default_rng(1)
+    drawn = [inputs.draw(rng).id for _ in range(4000)]
+    again = np.random.default_rng(1)
+    assert drawn == [inputs.draw(again).id for _ in range(4000)]
+    assert abs(Counter(drawn)["1"] - 3000) < 3 * np.sqrt(4000 * 0.75 * 0.25)
+
+
+def test_categories_tell_their_share_of_the_draws(tmp_path: Path) -> None:
+    text = '{"prompt": "a", "weight": 3, "category": "x"}\n{"prompt": "b", "category": "y"}\n'
+    assert load_inputs(written(tmp_path, text)).categories == {"x": 0.75, "y": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("", "", "no inputs"),
+        ('{"prompt": "a"}\n{"text": "a"}', ":2", "messages, prompt, input, instances"),
+        ('[{"prompt": "a"}]', ":1", "one JSON object a line"),
+        ('{"prompt": "a"', ":1:15", "not JSON"),
+        ('{"prompt": NaN}', ":1", "NaN is no number"),
+        ("[" * 100_000, ":1", "not JSON"),
+        (b'{"prompt": "\xff"}', ":1:13", "0xff"),
+        ('{"prompt": ""}', ":1", "nothing to send"),
+        ('{"messages": []}', ":1", "no list"),
+        ('{"messages": [{"content": "a"}]}', ":1", 'without a "role"'),
+        ('{"prompt": "a", "weight": 0}', ":1", "above zero"),
+        ('{"prompt": "a", "weight": true}', ":1", "above zero"),
+        ('{"prompt": "a", "weight": 1e999}', ":1", "above zero"),
+        ('{"prompt": "a", "category": 3}', ":1", "category"),
+        ('{"prompt": "a", "id": [1]}', ":1", "id"),
+        ('{"prompt": "a", "id": 1}\n\n{"prompt": "b", "id": "1"}', ":3", "again"),
+        ('{"payload": [1]}', ":1", "payload (an object)"),
+        ('{"payload": {"a": 1}, "max_tokens": 3}', ":1", "move it into the payload"),
+        ('{"input_length": 0, "output_length": 3}', ":1", "> 0"),
+        ('{"input_length": 5, "output_length": 3, "hash_ids": "no"}', ":1", "hash_ids"),
+        ('{"turns": [1]}', ":1", "found the keys turns"),
+        ("TIMESTAMP,Context\nx,1\n", ":1", "ContextTokens and GeneratedTokens"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,1\n", ":2", "whole numbers"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,-1,2\n", ":2", "whole numbers"),
+    ],
+)
+def test_a_line_that_cannot_be_sent_is_named_with_what_is_allowed(
+    tmp_path: Path, text: str | bytes, place: str, words: str
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(PlanError) as caught:
+        load_inputs(path)
+    assert caught.value.place == f"{path}{place}"
+    assert words in caught.value.problem
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no such file"):
+        load_inputs(tmp_path / "none.jsonl")
+
+
+def test_our_own_sample_has_four_categories_and_the_dialect_it_needs() -> None:
+    inputs = load_inputs(ROOT / "locustfiles" / "prompts.jsonl")
+    assert 20 <= len(inputs) <= 24
+    assert len(inputs.categories) == 4
+    assert {tuple(sorted({"prompt", "messages"} & set(one.data))) for one in inputs} == {
+        ("prompt",),
+        ("messages",),
+    }
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the project")
+@pytest.mark.parametrize(
+    ("name", "rows", "mean_tokens"),
+    [
+        ("mt_bench_questions.jsonl", 80, None),
+        ("gsm8k_test_questions.jsonl", 1000, None),
+        ("humaneval_prompts.jsonl", 164, None),
+        ("mooncake_fast25_conversation.jsonl", 1250, 14_075),
+        ("azure_llm_2023_code.csv", 2000, 1987),
+        ("azure_llm_2023_conv.csv", 2000, 1105),
+    ],
+)
+def test_the_public_data_sets_are_read_whole(name: str, rows: int, mean_tokens: int | None) -> None:
+    inputs = load_inputs(DATA / name)
+    assert len(inputs) == rows
+    some = [one.data["prompt"] for one in inputs]
+    assert all(some)
+    if mean_tokens:
+        assert np.mean([len(prompt) / 5 for prompt in some]) == pytest.approx(mean_tokens, rel=0.01)
