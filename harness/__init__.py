@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from locust import task
 
     from harness.errors import RequestFailed
-    from harness.swarm.user import ModelUser, step
+    from harness.swarm.scenario import ModelUser, step
 
 _HOMES = {
-    "ModelUser": "harness.swarm.user",
-    "step": "harness.swarm.user",
+    "ModelUser": "harness.swarm.scenario",
+    "step": "harness.swarm.scenario",
     "RequestFailed": "harness.errors",
     "task": "locust",
 }

@@ -36,8 +36,14 @@ def console(*, terminal: bool, encoding: str = "utf-8") -> tuple[Console, io.Byt
                    _environ={}), raw  # fmt: skip
 
 
-def shown(reports: list[Any], *, terminal: bool = False, plain: bool = False, quiet: bool = False,
-          encoding: str = "utf-8") -> str:
+def shown(
+    reports: list[Any],
+    *,
+    terminal: bool = False,
+    plain: bool = False,
+    quiet: bool = False,
+    encoding: str = "utf-8",
+) -> str:
     screen, raw = console(terminal=terminal, encoding=encoding)
     with LiveView(screen, plain=plain, quiet=quiet) as view:
         for report in reports:
@@ -100,8 +106,10 @@ def test_the_screen_shows_stage_clock_rate_and_each_budget_against_its_limit() -
 
 
 def test_the_screen_lists_a_dozen_budgets_those_over_their_limit_first() -> None:
-    budgets = [{"text": f"step_{i}.ttft p99 < 1s", "now": "2s", "limit": "1s", "ok": i != 17, "n": 9}
-               for i in range(20)]
+    budgets = [
+        {"text": f"step_{i}.ttft p99 < 1s", "now": "2s", "limit": "1s", "ok": i != 17, "n": 9}
+        for i in range(20)
+    ]
     lines = frames(shown([progress(35.0, budgets=budgets)], terminal=True))
     assert lines[5].startswith("✗ step_17.ttft p99 ")
     assert [line[0] for line in lines[5:17]] == ["✗", *"✓" * 11]
@@ -124,9 +132,14 @@ def test_the_screen_is_taken_away_and_the_cursor_given_back() -> None:
 
 def test_the_cursor_is_given_back_when_the_load_breaks_down() -> None:
     screen, raw = console(terminal=True)
-    with pytest.raises(KeyboardInterrupt), LiveView(screen, plain=False, quiet=False) as view:
-        view.update(progress(1.0))
-        raise KeyboardInterrupt
+
+    def load() -> None:
+        with LiveView(screen, plain=False, quiet=False) as view:
+            view.update(progress(1.0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
     assert "\x1b[?25h" in raw.getvalue().decode()
 
 
@@ -145,7 +158,14 @@ def test_a_console_that_is_gone_does_not_end_the_load() -> None:
         view.update(progress(30.0))
 
 
-odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=100) | st.just([None])
+odd = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=100)
+    | st.just([None])
+)
 keys = st.sampled_from([*progress(0.0), "text", "now", "limit", "ok", "n"])
 reports = st.dictionaries(
     keys, odd | st.lists(odd | st.dictionaries(keys, odd, max_size=5), max_size=15), max_size=14

@@ -143,8 +143,9 @@ def test_a_limit_at_the_upper_end_passes_and_one_below_the_lower_end_fails(
     if low is None:
         assert bounds(min(micros) * US - 1)[0] <= 1 - q
     else:
-        assert bounds(low // US * US - 1)[0] > 1 - q
-        assert bounds(low)[0] <= 1 - q
+        tie = 1e-12  # one sample at q = confidence lands on the limit to the last bit
+        assert bounds(low // US * US - 1)[0] >= 1 - q - tie
+        assert bounds(low)[0] <= 1 - q + tie
 
 
 @given(st.integers(1, 5000), st.sampled_from([0.01, 0.5, 0.9, 0.99, 0.999]))
@@ -157,26 +158,43 @@ def test_the_ends_of_an_interval_enclose_the_observed_quantile(n: int, q: float)
 
 # --- error rates in simulation ---------------------------------------------------------------------
 
-RUNS = 2000
-ALLOWED = 0.05 + 2 * math.sqrt(0.05 * 0.95 / RUNS)
+SIZES, QUANTILES = (300, 1000, 5000), (0.5, 0.95, 0.99)
 
 
-@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
-@pytest.mark.parametrize("n", [300, 1000, 5000])
-def test_with_the_true_quantile_at_the_limit_false_verdicts_stay_within_their_error(
+def two_errors_above(share: float, runs: int) -> float:
+    return share + 2 * math.sqrt(share * (1 - share) / runs)
+
+
+@pytest.mark.parametrize("q", QUANTILES)
+@pytest.mark.parametrize("n", SIZES)
+def test_with_the_true_quantile_at_the_limit_a_false_verdict_has_at_most_its_declared_chance(
     n: int, q: float
 ) -> None:
-    rng = np.random.default_rng([n, round(q * 100)])
-    limit = math.exp(math.log(150e6) + 0.5 * norm.ppf(q))
-    latencies = rng.lognormal(math.log(150e6), 0.5, (RUNS, n))
-    over, runs = np.unique((latencies > limit).sum(axis=1), return_counts=True)
-    bounds = [stats.share_bounds(n, int(k), 0.95) for k in over]
-    false_pass = sum(r for r, (_, high) in zip(runs, bounds, strict=True) if high <= 1 - q) / RUNS
-    false_fail = sum(r for r, (low, _) in zip(runs, bounds, strict=True) if low > 1 - q) / RUNS
-    assert false_pass <= ALLOWED
-    assert false_fail <= ALLOWED
-    smallest = 0.02 if n * (1 - q) > 10 else 0
-    assert false_pass >= smallest, "a bound that never errs is too wide to be of use"
+    """The count over the limit is binomial, so the chance is a sum and needs no simulation."""
+    chances = binom.pmf(np.arange(n + 1), n, 1 - q)
+    bounds = np.array([stats.share_bounds(n, k, 0.95) for k in range(n + 1)])
+    false_fail = chances[bounds[:, 0] > 1 - q].sum()
+    false_pass = chances[bounds[:, 1] <= 1 - q].sum()
+    assert 0.025 < false_fail <= 0.05, "above, it errs too often; far below, it is of little use"
+    assert 0.025 < false_pass <= 0.05
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_simulated_lognormal_latencies_get_false_verdicts_no_more_often_than_declared(
+    n: int,
+) -> None:
+    """From samples to counts to verdicts, 10,000 runs; the standard error is 0.22 points."""
+    rng = np.random.default_rng(n)
+    limits = [math.exp(math.log(150e6) + 0.5 * norm.ppf(q)) for q in QUANTILES]
+    over = np.concatenate(
+        [(rng.lognormal(math.log(150e6), 0.5, (500, n, 1)) > limits).sum(axis=1) for _ in range(20)]
+    )
+    for q, counts in zip(QUANTILES, over.T, strict=True):
+        seen, runs = np.unique(counts, return_counts=True)
+        bounds = np.array([stats.share_bounds(n, int(k), 0.95) for k in seen])
+        allowed = two_errors_above(0.05, len(counts))
+        assert runs[bounds[:, 0] > 1 - q].sum() / len(counts) <= allowed, f"false FAIL of {q}"
+        assert runs[bounds[:, 1] <= 1 - q].sum() / len(counts) <= allowed, f"false PASS of {q}"
 
 
 @pytest.mark.parametrize("q", [0.5, 0.95])
@@ -192,32 +210,45 @@ def test_the_interval_of_a_quantile_misses_the_truth_as_seldom_as_it_says(q: flo
         assert high is not None
         missed_low += low > truth
         missed_high += high < truth
-    allowed = 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
+    allowed = two_errors_above(0.05, runs)
     assert missed_low / runs <= allowed
     assert missed_high / runs <= allowed
 
 
-def test_a_mean_interval_holds_the_true_mean_of_dependent_data_nine_times_in_ten() -> None:
-    """AR(1) log-latencies at ρ = 0.5, ten samples in each of 400 intervals; both ends at 97.5 %."""
-    rng = np.random.default_rng(8)
-    runs, intervals, each, rho, sigma = 600, 400, 10, 0.5, 0.4
-    noise = rng.normal(0, sigma * math.sqrt(1 - rho**2), (runs, intervals * each))
-    log = np.empty_like(noise)
-    log[:, 0] = rng.normal(0, sigma, runs)
-    for i in range(1, intervals * each):
-        log[:, i] = rho * log[:, i - 1] + noise[:, i]
+def mean_interval_misses(rho: float, *, runs: int, intervals: int) -> tuple[float, float]:
+    """Share of runs in which the low end, and the high end, is beyond the true mean.
+
+    Log-latencies are AR(1) from sample to sample, ten samples in each interval.
+    """
+    rng, sigma = np.random.default_rng([runs, intervals, round(100 * rho)]), 0.4
+    counts = np.full(intervals, 10.0)
+    sums = np.zeros((intervals, runs))
+    log = rng.normal(0, sigma, runs)
+    for i in range(intervals * 10):
+        sums[i // 10] += np.exp(log)
+        log = rho * log + rng.normal(0, sigma * math.sqrt(1 - rho**2), runs)
     truth = math.exp(sigma**2 / 2)
-    sums = np.exp(log).reshape(runs, intervals, each).sum(axis=2)
-    counts = np.full(intervals, float(each))
-    ends = [stats.mean_interval(row, counts, 0.95) for row in sums]
-    inside = [end is not None and end[0] <= truth <= end[1] for end in ends]
-    low = sum(end is not None and end[0] > truth for end in ends) / runs
-    high = sum(end is not None and end[1] < truth for end in ends) / runs
-    print(np.mean(inside), low, high)
-    naive = 1.645 * np.exp(log).std(axis=1) / math.sqrt(intervals * each)
-    means = np.exp(log).mean(axis=1)
-    assert np.mean(abs(means - truth) <= naive) < 0.8, "independent samples would be too sure"
-    assert np.mean(inside) >= 0.9
+    ends = [stats.mean_interval(row, counts, 0.95) or (math.nan, math.nan) for row in sums.T]
+    low, high = np.array(ends).T
+    return float(np.mean(low > truth)), float(np.mean(high < truth))
+
+
+@pytest.mark.parametrize("rho", [0, 0.5])
+def test_each_end_of_a_mean_interval_is_wrong_as_seldom_as_it_says_on_ar1_data(rho: float) -> None:
+    runs = 4000
+    low, high = mean_interval_misses(rho, runs=runs, intervals=400)
+    assert max(low, high) <= two_errors_above(0.05, runs)
+    assert 1 - low - high >= 1 - two_errors_above(0.10, runs), "together they hold nine in ten"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="known: dependence that outlasts a batch (a twentieth of the run) makes it too narrow",
+)
+def test_each_end_of_a_mean_interval_is_as_seldom_wrong_when_dependence_outlasts_a_batch() -> None:
+    runs = 1000
+    low, high = mean_interval_misses(0.99, runs=runs, intervals=100)
+    assert max(low, high) <= two_errors_above(0.05, runs)
 
 
 def test_a_mean_interval_needs_twenty_intervals_with_samples() -> None:

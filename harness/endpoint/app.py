@@ -100,7 +100,10 @@ class _Reply:
         self._transport: asyncio.WriteTransport | None = scope.get("state", {}).get("transport")
 
     async def head(self, status: int, content_type: bytes, length: int | None = None) -> None:
-        headers = [(b"content-type", content_type), (b"x-request-id", self.truth.id.encode())]
+        headers = [
+            (b"content-type", content_type),
+            (b"x-request-id", self.truth.id.encode("latin-1")),
+        ]
         if length is None:
             headers.append((b"cache-control", b"no-cache"))
         else:
@@ -223,7 +226,7 @@ class Endpoint:
         return truth
 
     def _earlier(self, kind: str, body: bytes) -> int:
-        """How often this body came before; forgotten after 100,000 other bodies."""
+        """Count how often this body came before; forgotten after 100,000 other bodies."""
         key = hash((kind, body))
         earlier = self._seen.pop(key, 0)
         self._seen[key] = earlier + 1
@@ -243,7 +246,7 @@ class Endpoint:
         truth.stream, truth.faults = ask.stream, faults.names()
         if faults.status is not None:
             await _until(truth.received_ns + faults.delay_ns)
-            raise RefusedError("a fault was asked for", status=faults.status, code="fault")
+            raise RefusedError("an injected fault", status=faults.status, code="fault")
         async with self._slots:
             truth.started_ns = started_ns = time.monotonic_ns()
             await (_stream if ask.stream else _whole)(ask, script, reply, started_ns)

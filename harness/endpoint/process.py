@@ -33,7 +33,7 @@ def serve(
     *,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; streams still running then are cut after a second.
+    """Serve until SIGINT or SIGTERM; replies still running then are cut.
 
     Port 0 takes a free one. `ready` is called with the base URL as soon as connections are
     accepted. Raises `UserError` when the address cannot be used.
@@ -67,7 +67,7 @@ def serve(
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=0,
     )
     if ready is not None:
         ready(_url(listener))

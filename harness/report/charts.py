@@ -276,7 +276,7 @@ def _latency_scale(values: Iterable[float | None], bottom: float, top: float) ->
     known = [v for v in values if v is not None and not math.isnan(v)]
     high, low = max(known, default=1.0) or 1.0, min((v for v in known if v > 0), default=1.0)
     if high / low > 8:
-        return Scale(low / 1.15, high * 1.2, bottom, top, log=True)
+        return Scale(low / 1.15, high * 1.35, bottom, top, log=True)
     return Scale(0.0, high * 1.12, bottom, top)
 
 
@@ -315,7 +315,7 @@ def _stages(
         if (i % 2 == 0 and len(shown) > 1) or not stage.record:
             paper.box(x0, top, x1, bottom, "band")
         if invalid:
-            paper.box(x0, top, x1, bottom, "invalid", alpha=0.22, hatch=True)
+            paper.box(x0, top, x1, bottom, "invalid", alpha=0.45, hatch=True)
         if i:
             paper.line([x0, x0], [top, bottom], "line")
         if named:
@@ -627,10 +627,11 @@ def draw_knee(paper: Paper, recording: Recording, findings: Findings, f: Knee) -
     y = _latency_scale([*values, limit], bottom, top)
     _y_axis(paper, y, left, right, _tick(findings), 26)
     if f.holds is not None and f.breaks is not None:
-        paper.box(x(f.holds), top, x(f.breaks), bottom, "fail", alpha=0.12)
+        paper.box(x(f.holds.reached), top, x(f.breaks.reached), bottom, "fail", alpha=0.12)
     if f.holds is not None:
-        paper.text(x(f.holds) - 6, top - 10, f"holds to {format_rate(f.holds)}", "ink",
-                   bold=True, align="right" if x(f.holds) > left + 110 else "left")
+        at = x(f.holds.reached)
+        paper.text(at - 6, top - 10, f"holds to {words.rate_of(f.holds)}", "ink",
+                   bold=True, align="right" if at > left + 110 else "left")
     labels = []
     for i, (role, width) in enumerate((("p50", 1.5), ("p95", 1.7), ("p99", 2.2))):
         points = [(x(lv.reached), y(v)) for lv in f.levels if (v := lv.percentiles[i]) is not None]
@@ -765,7 +766,7 @@ class _Chart:
     facts: str
     kind: type[Any]
     draw: Draw
-    words: Callable[[Findings, Any], words.Words]
+    words: Callable[[Recording, Findings, Any], words.Words]
     width: int
     height: Callable[[Any], int]
     phone_height: Callable[[Any], int]
@@ -806,7 +807,7 @@ def draw_all(recording: Recording, findings: Findings) -> dict[str, Drawing]:
             facts = _facts_of(chart, findings)
             if facts is None:
                 continue
-            said = chart.words(findings, facts)
+            said = chart.words(recording, findings, facts)
             svgs = []
             for width, height, suffix in (
                 (chart.width, chart.height(facts), ""),
@@ -832,7 +833,7 @@ def write_charts(
             for chart in _CHARTS:
                 facts = _facts_of(chart, findings)
                 if facts is not None:
-                    said, size = chart.words(findings, facts), (chart.width, chart.height(facts))
+                    said, size = chart.words(recording, findings, facts), (chart.width, chart.height(facts))
                     paper = _sheet(*size, colours, said.heading, said.note, footer)
                     chart.draw(paper, recording, findings, facts)
                     written.append(target / f"{chart.name}-{theme}.png")

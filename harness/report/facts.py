@@ -219,8 +219,8 @@ class Knee:
     """Load levels by reached rate; `holds` the highest that passes below every other outcome."""
 
     levels: tuple[Level, ...]
-    holds: float | None
-    breaks: float | None
+    holds: Level | None
+    breaks: Level | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -516,7 +516,9 @@ def _load(recording: Recording) -> Load | WhyNot:
     return Load(
         t_s=np.arange(n) * column_s,
         column_s=column_s,
-        planned=per_second(line.planned) if line.planned.any() else None,
+        planned=per_second(line.planned)
+        if any(stage.planned_rate_per_s is not None for stage in recording.stages)
+        else None,
         reached=per_second(line.sent),
         in_flight_t_s=line.t_s,
         in_flight=line.in_flight.astype(np.float64),
@@ -610,8 +612,8 @@ def _capacity(
     good = levels if first_bad is None else levels[:first_bad]
     return Knee(
         levels=tuple(levels),
-        holds=good[-1].reached if good else None,
-        breaks=failed.reached if failed else None,
+        holds=good[-1] if good else None,
+        breaks=failed,
     )
 
 

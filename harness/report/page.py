@@ -88,10 +88,10 @@ def render_page(recording: Recording, verdict: Verdict, findings: Findings) -> s
         "What happened to each request stands in requests.jsonl beside this report.",
         drawings=_Defaulted(drawings),
         missing={name: f.reason for name, f in facts.items() if isinstance(f, WhyNot)},
-        waterfall=_waterfall(findings),
+        waterfall=_waterfall(recording, findings),
         against=_against(findings),
         errors=findings.errors,
-        error_stages=[s.name for s in recording.stages if s.record][-4:],
+        error_stages=_error_stages(recording),
         steps=_step_tables(findings),
         checks=_checks(verdict),
         definitions=_definitions(verdict, findings),
@@ -170,6 +170,12 @@ def run_line(recording: Recording, findings: Findings) -> list[str]:
         f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s",
         *(["interrupted"] if run.get("status") == "interrupted" else []),
     ]
+
+
+def _error_stages(recording: Recording) -> list[str]:
+    """The columns of the errors table: every stage, or none (a total instead) where they are many."""
+    names = [stage.name for stage in recording.stages]
+    return names if len(names) <= 4 else []
 
 
 def _has(section: str, findings: Findings, *, nothing: bool) -> bool:
@@ -305,11 +311,11 @@ def _bar(v: BudgetVerdict) -> dict[str, Any] | None:
     }
 
 
-def _waterfall(findings: Findings) -> dict[str, Any] | None:
+def _waterfall(recording: Recording, findings: Findings) -> dict[str, Any] | None:
     facts = findings.waterfall
     if not isinstance(facts, Waterfall):
         return None
-    said = words.waterfall(findings, facts)
+    said = words.waterfall(recording, findings, facts)
     if len(facts.steps) <= MOST_BARS:
         return {"words": said, "table": None}
     order = sorted(facts.bars, key=lambda bar: -bar.extra)
@@ -342,7 +348,8 @@ def _waterfall(findings: Findings) -> dict[str, Any] | None:
 def _against(findings: Findings) -> str:
     if isinstance(findings.nines, WhyNot):
         return "Percentiles"
-    names = " and ".join(curve.stage for curve in findings.nines.curves)
+    curves = findings.nines.curves
+    names = " and ".join(c.stage for c in curves) if len(curves) < 3 else f"{len(curves)} stages"
     return f"{names[:1].upper()}{names[1:]}{' against the limit' if findings.focus else ''}"
 
 

@@ -54,7 +54,7 @@ _ASCII = str.maketrans(
 )  # fmt: skip
 
 
-def render_terminal(  # noqa: PLR0913 - what it shows, then how
+def render_terminal(
     verdict: Verdict,
     findings: Findings,
     run: Mapping[str, Any],
@@ -110,13 +110,14 @@ def tally(verdict: Verdict) -> str:
 
 def story(verdict: Verdict, findings: Findings) -> list[str]:
     """Say what there is to say beyond the verdict's own sentence: since when, which step."""
-    told = [verdict.detail] if verdict.detail else []
+    unfit = verdict.outcome is Outcome.INVALID and not verdict.health.valid
+    told = [verdict.detail] if verdict.detail and not unfit else []  # the broken checks say it
     focus, since, slow = findings.focus, findings.since, findings.slow_step
     if since and focus and focus.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
         first = focus is verdict.budgets[0]
         what = "Over the limit" if first else f"{focus.budget.subject} is over its limit"
         told.insert(0 if first else len(told), f"{what} {words.since_text(since, findings)}.")
-    if slow and verdict.outcome is not Outcome.PASS:
+    if slow and verdict.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
         told.append(
             f"{slow.step} makes {words.percent(slow.share)} of the extra time of slow "
             f"{slow.root} journeys in {slow.stage}."
@@ -288,7 +289,7 @@ def _story(
     told = story(verdict, findings)
     if verdict.outcome is Outcome.PASS and verdict.detail:
         told[told.index(verdict.detail)] = f"Closest to its limit: {verdict.detail}"
-    if verdict.outcome not in _TALLIED or not verdict.detail:
+    if verdict.outcome not in _TALLIED or not verdict.budgets:
         told.insert(0, verdict.sentence)
     for sentence in told:
         yield from pen.wrap(sentence, 2)

@@ -19,6 +19,7 @@ from harness.report.facts import (
     Findings,
     Heat,
     Knee,
+    Level,
     Load,
     Nines,
     OverTime,
@@ -196,7 +197,7 @@ def _still_over(findings: Findings) -> bool:
     return bool(judged) and judged[-1].above
 
 
-def over_time(findings: Findings, facts: OverTime) -> Words:
+def over_time(_: Recording, findings: Findings, facts: OverTime) -> Words:
     """Percentiles in windows, and since when."""
     subject = findings.subject
     assert subject is not None
@@ -261,7 +262,7 @@ def _counted(n: int, noun: str) -> str:
     return f"{format_count(n)} {noun}{'' if n == 1 else 's'}"
 
 
-def load(findings: Findings, facts: Load) -> Words:
+def load(recording: Recording, findings: Findings, facts: Load) -> Words:
     """Did the load arrive."""
     short_of = {s: x for s, x in facts.shortfalls.items() if s in findings.invalid_stages}
     if short_of:
@@ -271,7 +272,8 @@ def load(findings: Findings, facts: Load) -> Words:
             f"{percent(share)} of requests were never sent"
         )
     elif facts.planned is None:
-        heading = f"Up to {format_rate(float(facts.reached.max()))} reached"
+        loads = dict.fromkeys(stage.load for stage in recording.stages if stage.record)
+        heading = f"{', '.join(loads)}: up to {format_rate(float(facts.reached.max()))} reached"
     else:
         heading = "The target got the planned load"
     planned = facts.planned if facts.planned is not None else [math.nan] * len(facts.t_s)
@@ -296,7 +298,7 @@ def load(findings: Findings, facts: Load) -> Words:
     )
 
 
-def heat(findings: Findings, facts: Heat) -> Words:
+def heat(_: Recording, __: Findings, facts: Heat) -> Words:
     """The shape of the latency over time, as counts in coarse bins."""
     doubling = 7
     totals = [
@@ -315,7 +317,7 @@ def heat(findings: Findings, facts: Heat) -> Words:
     )
 
 
-def nines(findings: Findings, facts: Nines) -> Words:
+def nines(_: Recording, findings: Findings, facts: Nines) -> Words:
     """How close each percentile comes to the limit."""
     subject = findings.subject
     assert subject is not None
@@ -364,7 +366,12 @@ def _nines_heading(subject: Subject, facts: Nines) -> str:
     return f"{what} " + ", ".join(f"{v} {' and '.join(s)}" for v, s in parts.items())
 
 
-def knee(findings: Findings, facts: Knee) -> Words:
+def rate_of(level: Level) -> str:
+    """Return the level's planned rate, or the reached one where that fell short."""
+    return format_rate(level.reached if level.short else level.planned)
+
+
+def knee(_: Recording, findings: Findings, facts: Knee) -> Words:
     """How much load the limit allows."""
     subject = findings.subject
     assert subject is not None
@@ -372,13 +379,12 @@ def knee(findings: Findings, facts: Knee) -> Words:
     if not any(level.outcome for level in facts.levels):
         heading = f"{subject.name} over {len(facts.levels)} load levels"
     elif facts.holds is None:
-        heading = f"{what} does not hold at any level below {format_rate(facts.levels[0].reached)}"
-    elif facts.breaks is None:
-        heading = f"{what} holds its limit up to {format_rate(facts.holds)}, the most that was tried"
-        if facts.holds != facts.levels[-1].reached:
-            heading = f"{what} holds its limit up to {format_rate(facts.holds)}, undecided above"
+        heading = f"{what} does not hold even at {rate_of(facts.levels[0])}, the lowest level"
     else:
-        heading = f"{what} holds its limit up to {format_rate(facts.holds)}"
+        heading = f"{what} holds its limit up to {rate_of(facts.holds)}"
+        if facts.breaks is None:
+            most = facts.holds is facts.levels[-1]
+            heading += ", the most that was tried" if most else ", undecided above"
     return Words(
         heading=heading,
         note=f"{len(facts.levels)} load levels of the same run.",
@@ -401,7 +407,7 @@ def bar_name(bar: Bar) -> str:
     return bar.step or NO_STEP
 
 
-def waterfall(findings: Findings, facts: Waterfall) -> Words:
+def waterfall(_: Recording, __: Findings, facts: Waterfall) -> Words:
     """Which step makes slow journeys slow."""
     largest = facts.largest
     count, share = len(facts.steps), share_of_extra(largest.share)
@@ -410,7 +416,8 @@ def waterfall(findings: Findings, facts: Waterfall) -> Words:
     elif not largest.step:
         heading = f"Time outside of every step makes {share} of the extra time of slow journeys"
     elif count > MOST_BARS:
-        heading = f"1 of {count} steps makes {share} of the extra time of slow journeys"
+        name = short(largest.step)
+        heading = f"{name}, 1 of {count} steps, makes {share} of the extra time of slow journeys"
     else:
         heading = f"{largest.step} makes {share} of the extra time of slow journeys"
     return Words(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 import httpx
@@ -33,13 +33,27 @@ if TYPE_CHECKING:
 
     from harness.plan import Target
     from harness.recorder import Recorder
-    from harness.swarm.dispatch import Arrival, Dispatcher
+    from harness.swarm.dispatch import Arrival
 
 log = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per request
 
 _OWN = "harness.own"  # marks requests whose step records itself
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _EXCERPT_BYTES = 4096
+
+
+class ArrivalSource(Protocol):
+    """Where users get their work from."""
+
+    def take(self, user_class: str) -> Arrival:
+        """Block until an arrival is due for a user of this class."""
+
+    def done(self, user_class: str, arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
+        """Take note of a finished arrival."""
+
+    def cut_off(self, user_class: str, arrival: Arrival) -> None:
+        """Take note of an arrival that the end of the run cut off."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +66,7 @@ class Run:
     transport: Transport
     inputs: Inputs | None
     rng: np.random.Generator
-    dispatcher: Dispatcher | None = None
+    dispatcher: ArrivalSource | None = None
     t0_ns: int = 0
     first_failure: str | None = None
     retries: int = 0
@@ -196,7 +210,7 @@ def step(name: str) -> Iterator[Step]:
         journey.finish(this)
 
 
-class ModelUser(User):  # type: ignore[misc]
+class ModelUser(User):
     """A Locust user of a model endpoint.
 
     `chat`, `complete`, `embed` and `predict` make one call each and record it as a step;
@@ -212,7 +226,7 @@ class ModelUser(User):  # type: ignore[misc]
         self._think = self.wait_time
         if self._own_tasks:
             self.tasks = [type(self)._journey]  # Locust runs this; it runs the scenario's tasks
-        self.wait_time = lambda: 0
+        self.wait_time = lambda: 0  # type: ignore[method-assign]
 
     @property
     def run_state(self) -> Run:
@@ -307,7 +321,7 @@ class ModelUser(User):  # type: ignore[misc]
         token = _JOURNEY.set(journey)
         try:
             if isinstance(task, type) and issubclass(task, TaskSet):
-                task(self).run()
+                task(self).run()  # type: ignore[no-untyped-call]
             else:
                 task(self)
         except (StopUser, RescheduleTask, InterruptTaskSet):

@@ -9,85 +9,28 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gevent
-import numpy as np
 from gevent.os import nb_write, tp_read
 from locust.env import Environment
 from locust.util.load_locustfile import load_locustfile
 
-from harness.budget import Budget, goodput_limits
-from harness.errors import ExitCode, HarnessError, RequestFailed, TargetError, UserError
-from harness.inputs import load_inputs
+from harness.errors import HarnessError, UserError
+from harness.plan import secrets
 from harness.recorder import Limits, Recorder
 from harness.swarm import frames
 from harness.swarm.dispatch import Arrival, Dispatcher
-from harness.swarm.user import Journey, ModelUser, Run, Step
-from harness.transport import CLOCK, Transport
+from harness.swarm.session import IntervalClock, limits_of, make_run
+from harness.swarm.user import Journey, ModelUser, Step
+from harness.transport import CLOCK
 
 log = logging.getLogger(__name__)
-
-
-def limits_of(budgets: Iterable[Budget]) -> Limits:
-    """Return what must be counted exactly for these budgets to be judged."""
-    known = tuple(budgets)
-    thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
-    for budget in known:
-        if budget.quantile is not None:
-            key = budget.step, budget.metric
-            thresholds[key] = tuple(sorted({*thresholds.get(key, ()), budget.threshold}))
-    return Limits(
-        thresholds=thresholds, good=lambda stage, step: goodput_limits(known, step, stage=stage)
-    )
-
-
-def make_run(plan: Any, url: str, recorder: Recorder, *, worker: int = 0) -> Run:
-    """Return the state that the users of this process share."""
-    return Run(
-        target=plan.target,
-        url=url,
-        recorder=recorder,
-        transport=Transport(verify=plan.target.verify),
-        inputs=load_inputs(plan.inputs) if plan.inputs else None,
-        rng=np.random.default_rng([plan.seed, worker]),
-    )
-
-
-class IntervalClock:
-    """Calls `flush(index, cpu)` at every interval's end, by the absolute grid from `t0_ns` on."""
-
-    def __init__(self, t0_ns: int, interval_ns: int, flush: Callable[[int, float], None]) -> None:
-        self._t0_ns, self._interval_ns, self._flush = t0_ns, interval_ns, flush
-        self._index = 0
-        self._cpu_s, self._wall_ns = time.process_time(), time.monotonic_ns()
-
-    def run(self) -> None:
-        """Flush for ever; kill the greenlet to end it."""
-        while True:
-            due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
-            gevent.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
-            if time.monotonic_ns() >= due_ns:
-                self.tick()
-
-    def tick(self) -> None:
-        """Flush the interval that ends now."""
-        cpu_s, wall_ns = time.process_time(), time.monotonic_ns()
-        share = (cpu_s - self._cpu_s) * 1e9 / max(1, wall_ns - self._wall_ns)
-        self._cpu_s, self._wall_ns = cpu_s, wall_ns
-        self._flush(self._index, min(share, 1.0))
-        self._index += 1
-
-    @property
-    def ticks(self) -> int:
-        """How many intervals were flushed."""
-        return self._index
 
 
 class Worker:
@@ -100,7 +43,7 @@ class Worker:
         self._recorder = Recorder(limits_of(plan.budgets), seed=plan.seed + job.worker)
         self._run = make_run(plan, job.url, self._recorder, worker=job.worker)
         self._environment = Environment(user_classes=list(self._classes.values()), host=job.url)
-        self._environment.harness = self._run
+        self._environment.harness = self._run  # type: ignore[attr-defined]
         self._runner = self._environment.create_local_runner()
         self._dispatcher = Dispatcher(
             plan.load,
@@ -148,7 +91,9 @@ class Worker:
         """Run all stages, drain, cut off what is left, and send the last frame."""
         self._run.t0_ns = t0_ns
         clock = IntervalClock(t0_ns, self._job.interval_ns, self._flush)
-        self._environment.events.test_start.fire(environment=self._environment)
+        self._environment.events.test_start.fire(  # type: ignore[no-untyped-call]
+            environment=self._environment
+        )
         ticking = gevent.spawn(clock.run)
         self._dispatcher.run(t0_ns, drain_ns=self._plan.drain_ns)
         self._dispatcher.end()
@@ -202,17 +147,17 @@ def main() -> None:
     os.set_blocking(out, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     receive = partial(frames.decode, _read_exactly)
     send = partial(_send, out)
     job = receive()
+    if job is None:
+        return
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Masked(secrets(job.plan)))
     try:
         worker = Worker(job, send)
         probes = worker.preflight() if job.preflight else ()
-    except UserError as error:
-        send(frames.Broken(message=str(error), code=ExitCode.USAGE))
-        return
-    except (HarnessError, RequestFailed, TargetError) as error:
+    except HarnessError as error:
         send(frames.Broken(message=str(error), code=error.exit_code))
         return
     send(frames.Ready(probes=probes, clock=CLOCK))
@@ -221,6 +166,23 @@ def main() -> None:
         return
     gevent.spawn(_obey, receive, worker)
     worker.load(start.t0_ns)
+
+
+class _Masked(logging.Filter):
+    """Keeps the plan's secrets out of the log."""
+
+    def __init__(self, hidden: tuple[str, ...]) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        for secret in self._hidden:
+            text = text.replace(secret, "***")
+        record.msg, record.args, record.exc_info, record.exc_text = text, (), None, None
+        return True
 
 
 def _obey(receive: Callable[[], Any], worker: Worker) -> None:
@@ -250,4 +212,4 @@ def _send(fd: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,183 @@
+"""`harness init`: ask an endpoint what it is, and write a plan and a scenario that run at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from harness import apis
+from harness.errors import TargetError, UserError
+
+_TIMEOUT_S = 30.0
+_PROMPT = "Say hello in five words."
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One API to try: what to send, and the scenario that fits it."""
+
+    api: str
+    question: dict[str, Any]
+    step: str
+    call: str
+    budgets: tuple[str, ...]
+
+
+_STREAM_BUDGETS = ("{step}.ttft p95 < 1s", "{step}.tpot p95 < 100ms", "{step}.e2el p95 < 20s")
+_KINDS = (
+    _Kind("openai-chat", {"prompt": _PROMPT}, "chat", "self.chat(self.next_input())",
+          _STREAM_BUDGETS),
+    _Kind("openai-completions", {"prompt": _PROMPT}, "completion",
+          "self.complete(self.next_input())", _STREAM_BUDGETS),
+    _Kind("openai-embeddings", {"input": _PROMPT}, "embedding",
+          'self.embed(self.next_input().data["prompt"])', ("{step}.e2el p95 < 500ms",)),
+    _Kind("json", {"instances": [[1.0, 2.0, 3.0]]}, "predict",
+          'self.predict({"instances": [[1.0, 2.0, 3.0]]})', ("{step}.e2el p95 < 500ms",)),
+)  # fmt: skip
+
+_SCENARIO = '''"""What one user does; every call is recorded as a step that budgets can name."""
+
+from harness import ModelUser, task
+
+
+class User(ModelUser):
+    @task
+    def journey(self) -> None:
+        {call}
+'''
+
+_PLAN = """\
+# What is tested. ${{VAR:-default}} comes from the environment; keep keys there, not here.
+target:
+  url: ${{TARGET:-{url}}}
+  api: {api}
+{model}{headers}{params}
+# Who asks what: the scenario's tasks, with prompts drawn from the inputs.
+scenario: scenario.py
+{inputs}
+# How hard: the open model, arrivals do not wait for replies. Raise the rate step by step.
+load:
+  - {{ name: warmup, arrivals: constant 1/s, for: 5s, record: false }}
+  - {{ name: steady, arrivals: poisson 2/s, for: 60s, max_in_flight: 50 }}
+
+# What must hold. A p95 needs at least 59 samples to pass, a p99 needs 299.
+budgets:
+{budgets}
+  - {step}.error_rate < 5%
+
+seed: 1
+"""
+
+_PROMPTS = (
+    ("facts", "Which planet has the most moons?"),
+    ("facts", "Name three rivers that flow into the Black Sea."),
+    ("writing", "Write two sentences about the first day of spring."),
+    ("writing", "Write a polite reminder about an unpaid invoice."),
+    ("summaries", "Explain in one sentence what a load test is for."),
+    ("summaries", "Explain the difference between a median and a mean to a child."),
+)
+
+
+def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
+    """Probe the endpoint; write plan.yaml, scenario.py and, for text, prompts.jsonl.
+
+    Returns what was found and the files. Raises TargetError when nothing known answers, UserError
+    when a file is there already.
+    """
+    files = [into / name for name in ("plan.yaml", "scenario.py", "prompts.jsonl")]
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file} is there already; choose another folder with --into")
+    given = _headers(headers)
+    with httpx.Client(headers=given, timeout=_TIMEOUT_S, trust_env=False) as client:
+        model = _first_model(client, url)
+        kind = _first_that_answers(client, url, model)
+    texts = [_plan_text(kind, url, model, sorted(given)), _SCENARIO.format(call=kind.call)]
+    if kind.api != "json":
+        lines = [
+            json.dumps({"id": f"{category}-{number}", "category": category, "prompt": prompt})
+            for number, (category, prompt) in enumerate(_PROMPTS, 1)
+        ]
+        texts.append("\n".join(lines) + "\n")
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        for file, text in zip(files, texts, strict=False):
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{into} cannot be written: {error.strerror}") from error
+    return f"{url} answers as {kind.api}, model {model or 'not named'}", tuple(files[: len(texts)])
+
+
+def _plan_text(kind: _Kind, url: str, model: str | None, headers: Sequence[str]) -> str:
+    named = "".join(f"    {name}: ${{{_variable(name)}}}\n" for name in headers)
+    return _PLAN.format(
+        url=url,
+        api=kind.api,
+        model=f"  model: {json.dumps(model)}\n" if model else "",
+        headers=f"  headers:\n{named}" if named else "",
+        params="  params: { max_tokens: 64 }\n" if "ttft" in kind.budgets[0] else "",
+        inputs="" if kind.api == "json" else "inputs: prompts.jsonl\n",
+        budgets="\n".join(f"  - {text.format(step=kind.step)}" for text in kind.budgets),
+        step=kind.step,
+    )
+
+
+def _variable(header: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in header.upper())
+
+
+def _headers(texts: Sequence[str]) -> dict[str, str]:
+    parted = [text.partition(":") for text in texts]
+    for text, (name, colon, _) in zip(texts, parted, strict=True):
+        if not colon or not name.strip():
+            raise UserError(f'--header: found {text!r}; allowed is "Name: value"')
+    return {name.strip(): value.strip() for name, _, value in parted}
+
+
+def _first_model(client: httpx.Client, url: str) -> str | None:
+    """Return the first model that the endpoint lists, if it lists any."""
+    models = apis.url_for(url, apis.api("openai-chat"), "/v1/models")
+    try:
+        return str(client.get(models).json()["data"][0]["id"])
+    except httpx.ConnectError as error:
+        raise TargetError(f"{url} does not answer: {error}; check that it is up") from error
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _first_that_answers(client: httpx.Client, url: str, model: str | None) -> _Kind:
+    """Return the first kind of API whose question gets a good reply."""
+    said = []
+    for kind in _KINDS:
+        api = apis.api(kind.api)
+        body = api.body(kind.question, model, {"max_tokens": 8} if api.streams else {})
+        failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
+        if failure is None:
+            return kind
+        said.append(f"{api.path}: {failure}")
+    raise TargetError(f"{url} answers none of the known APIs; " + "; ".join(said))
+
+
+def _ask(read: Callable[[], apis.Reply]) -> str | None:
+    try:
+        failure = read().failure
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__} {error}".strip()
+    return None if failure is None else str(failure)
+
+
+def _read(client: httpx.Client, url: str, api: apis.Api, body: dict[str, Any]) -> apis.Reply:
+    response = client.post(apis.url_for(url, api), json=body)
+    if not api.wants_stream(body) or response.status_code != 200:
+        return apis.read_json(api, response.status_code, response.headers, response.content)
+    wrong = apis.stream_failure(response.headers, response.content)
+    if wrong is not None:
+        return apis.Reply(failure=wrong)
+    reader = apis.StreamReader(api)
+    reader.feed(response.content, 0)
+    return reader.finish(0)

@@ -1,0 +1,124 @@
+"""What run.json says of a run before it starts, and the times that a plan fixes."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+
+from harness import __version__
+from harness.plan import Plan
+from harness.recorder import StageWindow
+
+EMBEDDED = "embedded"
+_MIN_WINDOWS = 40  # intervals that the shortest recorded stage should have
+_GRID_NS = 100_000_000
+_PACKAGES = ("locust", "gevent", "httpx", "httpcore", "hdrhistogram", "numpy", "scipy")
+
+
+def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
+    """Return the plan's stages with their times, one after the other from 0 s on."""
+    windows = []
+    start_ns = 0
+    for stage in plan.load:
+        end_ns = start_ns + stage.duration_ns
+        windows.append(
+            StageWindow(
+                name=stage.name,
+                start_s=start_ns / 1e9,
+                end_s=end_ns / 1e9,
+                record=stage.record,
+                load=stage.load,
+                planned_rate_per_s=stage.arrivals.rate_per_s if stage.arrivals else None,
+                max_in_flight=stage.max_in_flight,
+            )
+        )
+        start_ns = end_ns
+    return tuple(windows)
+
+
+def interval_for(plan: Plan) -> int:
+    """Return the recording interval in ns: 1 s, or shorter so that each recorded stage has 40."""
+    shortest = min(stage.duration_ns for stage in plan.load if stage.record)
+    wanted = shortest // _MIN_WINDOWS // _GRID_NS * _GRID_NS
+    return max(_GRID_NS, min(1_000_000_000, wanted))
+
+
+@contextmanager
+def target_url(plan: Plan) -> Iterator[str]:
+    """Yield the target's URL; the embedded endpoint runs meanwhile if it is the target."""
+    if plan.target.url != EMBEDDED:
+        yield plan.target.url
+        return
+    from harness.endpoint import Settings, running
+
+    with running(Settings.of(plan.embedded)) as url:
+        yield url
+
+
+def describe(
+    plan: Plan, url: str, stages: Sequence[StageWindow], interval_ns: int
+) -> dict[str, Any]:
+    """Return what run.json says of a run before it starts."""
+    now = time.time()
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+    return {
+        "harness": __version__,
+        "name": plan.name,
+        "id": time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)),
+        "started_at": started,
+        "target": {
+            "url": EMBEDDED if plan.target.url == EMBEDDED else _without_credentials(url),
+            "api": plan.target.api,
+            "model": plan.target.model,
+        },
+        "stages": [asdict(stage) for stage in stages],
+        "budgets": [{"text": b.text, "confidence": b.confidence} for b in plan.budgets],
+        "interval_s": interval_ns / 1e9,
+        "seed": plan.seed,
+        "workers": plan.workers,
+        "drain_s": plan.drain_ns / 1e9,
+        "timeout_s": plan.target.timeout_ns / 1e9,
+        "plan": plan.redacted_source,
+        "scenario": {
+            "file": plan.scenario.name,
+            "sha256": hashlib.sha256(plan.scenario.read_bytes()).hexdigest(),
+        },
+        "commit": _commit(plan.scenario.parent),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": psutil.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+    }
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the short commit of the scenario's repository, or None when it has none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

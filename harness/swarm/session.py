@@ -1,0 +1,71 @@
+"""What the recording of a process needs, whoever drives its users: a worker, or plain Locust."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import gevent
+import numpy as np
+
+from harness.budget import Budget, goodput_limits
+from harness.inputs import load_inputs
+from harness.plan import Plan
+from harness.recorder import Limits, Recorder
+from harness.swarm.user import Run
+from harness.transport import Transport
+
+
+def limits_of(budgets: Iterable[Budget]) -> Limits:
+    """Return what must be counted exactly for these budgets to be judged."""
+    known = tuple(budgets)
+    thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
+    for budget in known:
+        if budget.quantile is not None:
+            key = budget.step, budget.metric
+            thresholds[key] = tuple(sorted({*thresholds.get(key, ()), budget.threshold}))
+    return Limits(
+        thresholds=thresholds, good=lambda stage, step: goodput_limits(known, step, stage=stage)
+    )
+
+
+def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Run:
+    """Return the state that the users of this process share."""
+    return Run(
+        target=plan.target,
+        url=url,
+        recorder=recorder,
+        transport=Transport(verify=plan.target.verify),
+        inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        rng=np.random.default_rng([plan.seed, worker]),
+    )
+
+
+class IntervalClock:
+    """Calls `flush(index, cpu)` at every interval's end, by the absolute grid from `t0_ns` on."""
+
+    def __init__(self, t0_ns: int, interval_ns: int, flush: Callable[[int, float], None]) -> None:
+        self._t0_ns, self._interval_ns, self._flush = t0_ns, interval_ns, flush
+        self._index = 0
+        self._cpu_s, self._wall_ns = time.process_time(), time.monotonic_ns()
+
+    def run(self) -> None:
+        """Flush for ever; kill the greenlet to end it."""
+        while True:
+            due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
+            gevent.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
+            if time.monotonic_ns() >= due_ns:
+                self.tick()
+
+    def tick(self) -> None:
+        """Flush the interval that ends now."""
+        cpu_s, wall_ns = time.process_time(), time.monotonic_ns()
+        share = (cpu_s - self._cpu_s) * 1e9 / max(1, wall_ns - self._wall_ns)
+        self._cpu_s, self._wall_ns = cpu_s, wall_ns
+        self._flush(self._index, min(share, 1.0))
+        self._index += 1
+
+    @property
+    def ticks(self) -> int:
+        """How many intervals were flushed."""
+        return self._index
