@@ -106,8 +106,8 @@ METRICS: dict[str, Metric] = {
         _metric(
             "request",
             "time",
-            "Request time: end − start of a step that is not a model's reply, such as a retrieval "
-            "or a tool call.",
+            "Request time: end of the reply − call, of one HTTP request that the scenario makes "
+            "itself inside the step.",
         ),
         _metric(
             "send_lag",
@@ -155,7 +155,7 @@ METRICS: dict[str, Metric] = {
         _metric(
             "rate",
             "rate",
-            "Requests finished per second of the stage.",
+            "Successful requests that ended within the stage ÷ its duration.",
             per_request=False,
         ),
     )

@@ -240,6 +240,7 @@ def _finish(
         [_shown(file) for file in result.files],
         color=color,
         unicode=encoding.startswith("utf"),
+        exit_code=int(result.exit_code),
     )
     click.echo(text, file=stream, color=color)
     if verbose:

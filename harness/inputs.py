@@ -52,6 +52,17 @@ class Input:
     data: dict[str, Any]
     follow_ups: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """The prompt, or the last message's text, whichever the input has; else its JSON."""
+        prompt = self.data.get("prompt", self.data.get("input"))
+        if isinstance(prompt, str):
+            return prompt
+        messages = self.data.get("messages")
+        if messages and isinstance(messages[-1].get("content"), str):
+            return str(messages[-1]["content"])
+        return json.dumps(self.data)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lengths:

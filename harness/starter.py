@@ -35,7 +35,7 @@ _KINDS = (
     _Kind("openai-completions", {"prompt": _PROMPT}, "completion",
           "self.complete(self.next_input())", _STREAM_BUDGETS),
     _Kind("openai-embeddings", {"input": _PROMPT}, "embedding",
-          'self.embed(self.next_input().data["prompt"])', ("{step}.e2el p95 < 500ms",)),
+          'self.embed(self.next_input().text)', ("{step}.e2el p95 < 500ms",)),
     _Kind("json", {"instances": [[1.0, 2.0, 3.0]]}, "predict",
           'self.predict({"instances": [[1.0, 2.0, 3.0]]})', ("{step}.e2el p95 < 500ms",)),
 )  # fmt: skip

@@ -502,7 +502,7 @@ def _headline(
     if outcome is Outcome.FAIL:
         return worst.sentence, f"Also over: {rest}" if rest else ""
     if outcome is Outcome.INCONCLUSIVE:
-        noun = "budget" if len(group) == 1 else "budgets"
+        noun = "budget" if total == 1 else "budgets"
         return f"{len(group)} of {total} {noun} cannot be decided yet.", worst.sentence
     unfit = sum(b.outcome in (Outcome.INVALID, Outcome.NO_DATA) for b in judged)
     noun = "budget was" if unfit == 1 else "budgets were"
@@ -512,8 +512,9 @@ def _headline(
 def _headline_no_data(judged: Sequence[BudgetVerdict], recording: Recording) -> tuple[str, str]:
     planned = sum(recording.load_totals(stage.name).planned for stage in recording.stages)
     first = recording.run.get("first_failure")
+    declared = "1 budget is" if len(judged) == 1 else f"{format_count(len(judged))} budgets are"
     detail = (
-        f"{format_count(len(judged))} budgets are declared, none was judged. "
+        f"{declared} declared, none was judged. "
         f"0 of {format_count(planned)} planned requests got an answer."
     )
     if first:

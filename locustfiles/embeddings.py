@@ -6,8 +6,8 @@ from harness import ModelUser, task
 class EmbeddingUser(ModelUser):
     @task(3)
     def one_text(self) -> None:
-        self.embed(self.next_input().data["prompt"])
+        self.embed(self.next_input().text)
 
     @task
     def batch(self) -> None:
-        self.embed([self.next_input().data["prompt"] for _ in range(8)], step="batch")
+        self.embed([self.next_input().text for _ in range(8)], step="batch")

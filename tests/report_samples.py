@@ -6,6 +6,8 @@ a renderer gets after a real run. Every sample is drawn from a fixed seed.
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,9 +40,14 @@ S = 1_000_000_000
 class Build:
     """Collects requests and journeys of a pretended run, then records them as a worker would."""
 
-    def __init__(self, stages: Sequence[StageWindow], *, name: str = "checkout-assistant",
-                 budgets: Sequence[Budget] = (), sent_share: Mapping[str, float] | None = None,
-                 ) -> None:
+    def __init__(
+        self,
+        stages: Sequence[StageWindow],
+        *,
+        name: str = "checkout-assistant",
+        budgets: Sequence[Budget] = (),
+        sent_share: Mapping[str, float] | None = None,
+    ) -> None:
         self.stages = tuple(stages)
         self.name = name
         self.budgets = tuple(budgets)
@@ -52,17 +59,32 @@ class Build:
         """Let `what` be recorded in the interval that holds `t_s`."""
         self.ended[int(t_s)].append(what)
 
-    def step(self, stage: str, step: str, end_s: float, failure: str | None = None,
-             **metrics: int) -> None:
+    def step(
+        self, stage: str, step: str, end_s: float, failure: str | None = None, **metrics: int
+    ) -> None:
         """One execution of a step that ended at `end_s`, with its metrics in ns or tokens."""
         self.at(end_s, lambda r: r.request(stage, step, metrics, failure=failure))
 
-    def journey(self, stage: str, root: str, t_s: float, duration_ns: int,
-                steps: Sequence[StepSpan], failure: str | None = None, **metrics: int) -> None:
+    def journey(
+        self,
+        stage: str,
+        root: str,
+        t_s: float,
+        duration_ns: int,
+        steps: Sequence[StepSpan],
+        failure: str | None = None,
+        **metrics: int,
+    ) -> None:
         """A whole task: its arrival, its steps and its end."""
         end_s = t_s + duration_ns / S
-        row = {"stage": stage, "root": root, "t_s": t_s, "duration_ns": duration_ns,
-               "ok": failure is None, "steps": [asdict(step) for step in steps]}
+        row = {
+            "stage": stage,
+            "root": root,
+            "t_s": t_s,
+            "duration_ns": duration_ns,
+            "ok": failure is None,
+            "steps": [asdict(step) for step in steps],
+        }
         self.at(t_s, lambda r: _count(r.load(stage), "planned", "sent"))
         self.at(end_s, lambda r: r.journey(row))
         self.at(end_s, lambda r: _count(r.load(stage), "failed" if failure else "finished"))
@@ -74,7 +96,7 @@ class Build:
 
     def recording(self) -> Recording:
         """Write a run folder and read it back."""
-        folder = RunFolder.create(Path(tempfile.mkdtemp()) / "run-418", self.run())
+        folder = RunFolder.create(Path(tempfile.mkdtemp(dir=_folders())) / "run-418", self.run())
         folder.begin(1_795_183_320.0)
         recorder = Recorder(limits_of(self.budgets), seed=1)
         for index in range(max([*self.ended, int(self.stages[-1].end_s) - 1]) + 1):
@@ -94,10 +116,26 @@ class Build:
 
     def run(self) -> dict[str, Any]:
         return {
-            "name": self.name, "run": "run-418", "target": "https://chat-prod-eu/v1",
-            "commit": "3f9c2ab", "clock": "monotonic, 1 host", "seed": 7, "interval_s": 1.0, "version": "0.1.0",
+            "harness": "0.1.0",
+            "name": self.name,
+            "id": "20261120-140200",
+            "target": {"url": "https://chat-prod-eu/v1", "api": "openai-chat", "model": "tiny"},
             "stages": [asdict(stage) for stage in self.stages],
+            "budgets": [{"text": b.text, "confidence": b.confidence} for b in self.budgets],
+            "interval_s": 1.0,
+            "seed": 7,
+            "scenario": {"file": "chat.py", "sha256": "5e1f" * 16},
+            "commit": "3f9c2ab",
+            "clock": "monotonic, 1 host",
         }
+
+
+@cache
+def _folders() -> str:
+    """One folder for all pretended runs of this process, removed when it ends."""
+    path = tempfile.mkdtemp(prefix="report-samples-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def _count(load: Any, *names: str) -> None:
@@ -125,9 +163,12 @@ STAGES = (
     StageWindow("spike", 360, 420, True, "poisson 60/s", 60.0),
 )
 BUDGETS = (
-    ("chat.ttft p99 < 800ms", None), ("answer.e2el p99 < 5s", None),
-    ("answer/rerank.e2el p99.9 < 420ms", "spike"), ("answer/retrieve.e2el p95 < 150ms", "steady"),
-    ("chat.tpot p95 < 45ms", "steady"), ("run.error_rate < 3%", "spike"),
+    ("chat.ttft p99 < 800ms", None),
+    ("answer.e2el p99 < 5s", None),
+    ("answer/rerank.e2el p99.9 < 420ms", "spike"),
+    ("answer/retrieve.e2el p95 < 150ms", "steady"),
+    ("chat.tpot p95 < 45ms", "steady"),
+    ("run.error_rate < 3%", "spike"),
     ("answer.goodput >= 95%", "steady"),
 )
 WORSE_FROM_S = 368.0  # the truth: from here on chat and answer/generate are slower
@@ -144,8 +185,9 @@ def _chat(build: Build, rng: np.random.Generator, stage: str, t: float, worse: f
     end = ttft + tpot * tokens
     failure = _failure(rng, worse)
     span = StepSpan("chat", 0, end, failure, {"ttft_ns": ttft})
-    build.journey(stage, "chat", t, end, [span], failure, ttft=ttft, tpot=tpot,
-                  output_tokens=tokens)
+    build.journey(
+        stage, "chat", t, end, [span], failure, ttft=ttft, tpot=tpot, output_tokens=tokens
+    )
 
 
 def _failure(rng: np.random.Generator, worse: float) -> str | None:
@@ -154,8 +196,14 @@ def _failure(rng: np.random.Generator, worse: float) -> str | None:
     return str(rng.choice(["status 429", "truncated stream", "timeout"], p=[0.7, 0.15, 0.15]))
 
 
-def _answer(build: Build, rng: np.random.Generator, stage: str, t: float, worse: float,
-            steps: Sequence[tuple[str, float, float]]) -> None:
+def _answer(
+    build: Build,
+    rng: np.random.Generator,
+    stage: str,
+    t: float,
+    worse: float,
+    steps: Sequence[tuple[str, float, float]],
+) -> None:
     at, spans = 2 * MS, []
     for step, median_ms, sigma in steps:
         slow = worse if step.endswith("generate") else 1.0
@@ -175,10 +223,16 @@ def from_second(start_s: float, factor: float) -> Callable[[float], float]:
 STEPS = (("answer/retrieve", 86, 0.2), ("answer/rerank", 130, 0.25), ("answer/generate", 1840, 0.3))
 
 
-def build(*, worse: Callable[[float], float] = lambda t_s: 1.0, stages: Sequence[StageWindow] = STAGES, seed: int = 1,
-          steps: Sequence[tuple[str, float, float]] = STEPS, name: str = "checkout-assistant",
-          chosen: Sequence[Budget] = (), sent_share: Mapping[str, float] | None = None,
-          ) -> Recording:
+def build(
+    *,
+    worse: Callable[[float], float] = lambda t_s: 1.0,
+    stages: Sequence[StageWindow] = STAGES,
+    seed: int = 1,
+    steps: Sequence[tuple[str, float, float]] = STEPS,
+    name: str = "checkout-assistant",
+    chosen: Sequence[Budget] = (),
+    sent_share: Mapping[str, float] | None = None,
+) -> Recording:
     """A run of chats (60 %) and answers whose latency is `worse(t_s)` times as long."""
     rng = np.random.default_rng(seed)
     b = Build(stages, name=name, budgets=chosen, sent_share=sent_share)
@@ -243,15 +297,24 @@ def no_data() -> tuple[Recording, Verdict]:
 @cache
 def many_steps() -> tuple[Recording, Verdict]:
     """200 steps with long names and 40 budgets; one step breaks."""
-    names = [f"answer/tool_call_customer_order_policy_check_v2/step_{i:03}_retrieve"
-             if i % 3 else f"answer/plan/step_{i:03}" for i in range(199)]
+    names = [
+        f"answer/tool_call_customer_order_policy_check_v2/step_{i:03}_retrieve"
+        if i % 3
+        else f"answer/plan/step_{i:03}"
+        for i in range(199)
+    ]
     steps = [(n, 10.0 + i % 7, 0.4) for i, n in enumerate(names)] + [("answer/generate", 800, 0.3)]
     stages = (StageWindow("spike", 0, 30, True, "poisson 95/s", 95.0),)
     texts = [(f"{n}.e2el p95 < 40ms", "spike") for n in names[:38]]
     texts += [("answer/generate.e2el p95 < 1500ms", "spike"), ("chat.ttft p99 < 800ms", "spike")]
     chosen = budgets(texts)
-    recording = build(worse=from_second(4, 2.5), steps=steps, stages=stages, chosen=chosen,
-                      name="customer-support-agent-with-tools-and-policy-guardrails-eu-west")
+    recording = build(
+        worse=from_second(4, 2.5),
+        steps=steps,
+        stages=stages,
+        chosen=chosen,
+        name="customer-support-agent-with-tools-and-policy-guardrails-eu-west",
+    )
     return recording, judge(recording, chosen)
 
 
@@ -267,13 +330,25 @@ def tiny() -> tuple[Recording, Verdict]:
 @cache
 def sweep() -> tuple[Recording, Verdict]:
     """Five load levels of 40 s; chat.ttft breaks its limit from the fourth on."""
-    chosen = budgets([("chat.ttft p95 < 800ms", None), ("run.rate > 1/s", None),
-                      ("chat.tpot mean < 1s", None), ("chat.e2el max < 5s", None),
-                      ("chat.output_tokens p50 >= 20", None)])
-    stages = [StageWindow(f"level-{i + 1}", 40 * i, 40 * i + 40, True, f"constant {r}/s", r)
-              for i, r in enumerate((10.0, 20.0, 30.0, 40.0, 50.0))]
-    recording = build(stages=stages, chosen=chosen, seed=4,
-                      worse=lambda t_s: (1.0, 1.05, 1.2, 1.9, 3.0)[int(t_s // 40)])
+    chosen = budgets(
+        [
+            ("chat.ttft p95 < 800ms", None),
+            ("run.rate > 1/s", None),
+            ("chat.tpot mean < 1s", None),
+            ("chat.e2el max < 5s", None),
+            ("chat.output_tokens p50 >= 20", None),
+        ]
+    )
+    stages = [
+        StageWindow(f"level-{i + 1}", 40 * i, 40 * i + 40, True, f"constant {r}/s", r)
+        for i, r in enumerate((10.0, 20.0, 30.0, 40.0, 50.0))
+    ]
+    recording = build(
+        stages=stages,
+        chosen=chosen,
+        seed=4,
+        worse=lambda t_s: (1.0, 1.05, 1.2, 1.9, 3.0)[int(t_s // 40)],
+    )
     return recording, judge(recording, chosen)
 
 
@@ -299,7 +374,14 @@ def hostile() -> tuple[Recording, Verdict]:
 
 
 SAMPLES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "pass": passing, "fail": failing, "invalid": invalid, "inconclusive": inconclusive,
-    "no-data": no_data, "many-steps": many_steps, "tiny": tiny, "hostile": hostile,
-    "sweep": sweep, "users": users,
+    "pass": passing,
+    "fail": failing,
+    "invalid": invalid,
+    "inconclusive": inconclusive,
+    "no-data": no_data,
+    "many-steps": many_steps,
+    "tiny": tiny,
+    "hostile": hostile,
+    "sweep": sweep,
+    "users": users,
 }

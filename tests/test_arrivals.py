@@ -38,6 +38,11 @@ def test_a_rate_per_minute_has_no_drift_although_no_float_is_five_thirds() -> No
     assert offsets[::100] == [minute * 60 * SECOND for minute in range(60)]
 
 
+def test_a_rate_with_decimals_meets_its_grid_again_and_again() -> None:
+    offsets = list(schedule("constant", 12.345, 2000 * SECOND, seed=1))
+    assert offsets[12_345] == 1000 * SECOND
+
+
 @given(
     st.sampled_from([0.5, 1, 3, 7.3, 100 / 60, 250, 1000]),
     st.integers(1, 4 * SECOND),

@@ -42,6 +42,11 @@ def test_each_dialects_own_field_is_taken_as_it_is(tmp_path: Path, line: str, da
     assert (only.id, only.category, only.weight) == ("1", "default", 1)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (only,) = load_inputs(written(tmp_path, '\ufeff{"prompt": "a"}'))
+    assert only.data == {"prompt": "a"}
+
+
 def test_a_payload_is_the_whole_body(tmp_path: Path) -> None:
     (only,) = load_inputs(written(tmp_path, '{"payload": {"weight": 3, "x": 1}, "weight": 5}'))
     assert only.data == {"weight": 3, "x": 1}

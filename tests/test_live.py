@@ -107,7 +107,7 @@ def test_the_screen_shows_stage_clock_rate_and_each_budget_against_its_limit() -
 
 def test_the_screen_lists_a_dozen_budgets_those_over_their_limit_first() -> None:
     budgets = [
-        {"text": f"step_{i}.ttft p99 < 1s", "now": "2s", "limit": "1s", "ok": i != 17, "n": 9}
+        {"text": f"step_{i}.ttft p99 < 1s", "now": "2s", "limit": "1s", "ok": i != 17, "n": i}
         for i in range(20)
     ]
     lines = frames(shown([progress(35.0, budgets=budgets)], terminal=True))
@@ -156,6 +156,23 @@ def test_a_console_that_is_gone_does_not_end_the_load() -> None:
         view.update(progress(1.0))
         screen.file.close()
         view.update(progress(30.0))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e300, 10**99, "9", None, True])
+def test_a_number_that_is_none_shows_less(number: Any) -> None:
+    names = ("t_s", "total_s", "stage_left_s", "planned_rate", "sent_rate", "in_flight", "errors")
+    budget = {"text": "chat.ttft p99 < 1s", "now": None, "ok": None, "n": number}
+    report = progress(5.0, budgets=[budget]) | dict.fromkeys(names, number)
+    assert shown([report]) == "steady: 0/1 budget over\n"
+    lines = [line.rstrip() for line in frames(shown([report], terminal=True))]
+    assert lines[0] == "steady"
+    assert lines[5].split() == ["·", "chat.ttft", "p99", "<1s", "-", "-"]
+
+
+def test_the_second_ctrl_c_is_offered_while_a_run_stops() -> None:
+    report = progress(35.0, stopping=True)
+    assert frames(shown([report], terminal=True))[0].startswith("Stopping: ")
+    assert shown([report]).startswith("0:35/1:10 stopping: 12 in flight, ")
 
 
 odd = (

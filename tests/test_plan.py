@@ -238,10 +238,11 @@ def test_a_mistake_is_placed_and_explained(
 
 
 def test_all_mistakes_are_told_at_once_the_first_one_first(folder: Path) -> None:
-    text = changed("openai-chat", "openai", changed("seed:", "sed:"))
-    first, second = str(error_of(folder, text)).splitlines()
-    assert "plan.yaml:3:8: " in first
-    assert "plan.yaml:14:1: " in second
+    text = changed("openai-chat", "openai").replace("seed: ${SEED:-42}\n", "\n")
+    first, second, third = str(error_of(folder, "sed: 1\n" + text + "seed: x")).splitlines()
+    assert "plan.yaml:1:1: " in first
+    assert "plan.yaml:4:8: " in second
+    assert "plan.yaml:16:7: " in third
 
 
 def test_a_plan_that_is_missing_a_folder_or_too_large_is_named(folder: Path) -> None:
@@ -311,14 +312,22 @@ def test_a_secret_written_out_is_masked_wherever_it_stands(folder: Path, header:
     assert plan.source == text
 
 
+def test_a_byte_order_mark_shifts_nothing(folder: Path) -> None:
+    plan = load(folder, "\ufeff" + changed('"Bearer ${API_KEY:-}"', SECRET))
+    assert plan.redacted_source == changed('"Bearer ${API_KEY:-}"', '"***"')
+
+
 def test_a_secret_variable_is_known_wherever_it_is_used(folder: Path) -> None:
     plan = load(folder, changed("${TARGET:-embedded}", "http://x/?key=${API_KEY}"), API_KEY=SECRET)
     assert SECRET in secrets(plan)
 
 
 def test_no_error_repeats_a_header(folder: Path) -> None:
-    text = changed("X-Team: search", "x-api-key: 123456789")
-    assert "123456789" not in str(error_of(folder, text))
+    for header in ("x-api-key: 123456789", "x-api-key: [123456789]", '"x: 123456789": a'):
+        text = changed("X-Team: search", header)
+        assert "123456789" not in str(error_of(folder, text))
+    text = MINIMAL.replace("url: embedded", f"url: embedded, headers: {SECRET}")
+    assert SECRET not in str(error_of(folder, text))
 
 
 def test_short_texts_are_not_scrubbed(folder: Path) -> None:

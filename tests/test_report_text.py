@@ -95,8 +95,8 @@ def record(
     ]
     described = {
         "name": "checkout-assistant",
-        "run": "418",
-        "target": "https://chat/v1",
+        "id": "418",
+        "target": {"url": "https://chat/v1", "api": "openai-chat", "model": "m"},
         "seed": 7,
         "interval_s": 1.0,
         "stages": [asdict(s) for s in stages],
@@ -266,6 +266,7 @@ def test_an_unfit_measurement_lists_its_broken_checks_once_and_brackets_the_valu
     assert lines[0].startswith("⊘ INVALID  2 of 4 budgets not measured")
     assert "⊘ measurement not valid in spike: 2,400 of 3,200 sent, 800 dropped" in text
     assert text.count("Arrivals never sent in spike: 800, must be 0") == 1
+    assert "cannot be judged" not in text
     row = next(line for line in lines if "chat.ttft p50 spike" in line and "<500ms" in line)
     assert re.search(r"\([0-9]+ms\)  not judged$", row)
 
@@ -289,6 +290,15 @@ def test_a_run_without_budgets_says_so() -> None:
 def test_an_interrupted_run_says_so() -> None:
     text = " ".join(terminal(judged(record(HELD, status="interrupted"), HELD)).split())
     assert "The run was interrupted" in text
+    assert text.endswith("exit code 0")
+
+
+def test_the_exit_code_can_be_that_of_an_interrupted_command() -> None:
+    recording, verdict, found = passed()
+    text = render_terminal(
+        verdict, found, recording.run, [], color=False, unicode=True, exit_code=130
+    )
+    assert text.endswith("exit code 130")
 
 
 def test_more_than_fifteen_budgets_are_folded_to_the_five_closest() -> None:
@@ -310,6 +320,14 @@ def test_a_long_step_loses_its_middle_but_keeps_metric_and_stage() -> None:
     long = replace(row, budget=replace(row.budget, step="answer/" + "tool_call_" * 20 + "end"))
     line = next(x for x in terminal(with_rows(failed(), [long])).splitlines() if "answer/t" in x)
     assert re.search(r"answer/t\S*…\S*end\.ttft p99 spike ", line)
+
+
+def test_a_word_of_a_sentence_that_is_wider_than_a_line_keeps_both_ends() -> None:
+    recording, verdict, found = failed()
+    verdict = replace(verdict, sentence=f"start{'_' * 200}end.ttft p99 was slow.")
+    assert re.search(
+        r"^  start_+…_+end\.ttft$", terminal((recording, verdict, found)), re.MULTILINE
+    )
 
 
 def test_an_interval_that_has_no_room_stands_below_its_row() -> None:
@@ -343,7 +361,7 @@ def test_no_name_or_number_makes_a_line_wider_than_eighty_columns(
     sample: Sample, files: list[str], name: str
 ) -> None:
     recording, verdict, found = sample
-    run = {**recording.run, "run": name}
+    run = {**recording.run, "id": name}
     for unicode in (True, False):
         text = render_terminal(verdict, found, run, files, color=False, unicode=unicode)
         assert max(cell_len(line) for line in text.split("\n")) <= 80
@@ -506,8 +524,8 @@ def test_junit_has_one_case_per_budget_and_stage() -> None:
 def test_junit_carries_run_target_and_seed() -> None:
     _, budgets, _ = suites(failed())
     values = {p.get("name"): p.get("value") for p in budgets.findall("properties/property")}
-    assert values["run"] == "run 418"
-    assert values["target"] == "https://chat/v1"
+    assert values["run"] == "418"
+    assert (values["target"], values["model"]) == ("https://chat/v1", "m")
     assert values["seed"] == "7"
     assert (values["verdict"], values["exit_code"]) == ("FAIL", "3")
 

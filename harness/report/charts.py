@@ -1,16 +1,12 @@
 """Draws the facts: each chart once as themed SVG (wide and for phones) and as PNG files.
 
-Everything is placed in CSS pixels on a bare matplotlib figure, so text sizes and margins are the
-same on screen, on a phone and in a file. In SVG every colour is a role (`var(--fail)`), so one
-drawing serves light, dark and print.
+Lines are labelled where they end; there are no legend boxes. A chart of which nothing is known is
+not drawn: its facts are a `WhyNot`, and the page says so in its place.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,78 +16,46 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
-from matplotlib.artist import Artist
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
-from matplotlib.text import Text
-from matplotlib.transforms import Affine2D
+from markupsafe import Markup
 
 from harness.budget import METRICS
 from harness.recorder import Recording
 from harness.report import words
 from harness.report.facts import (
     HEAT_STEPS,
-    MOST_BARS,
-    Bar,
     Findings,
     Heat,
     Knee,
+    Level,
     Load,
     Nines,
     OverTime,
-    Waterfall,
     Window,
 )
-from harness.units import NARROW_SPACE, format_clock, format_count, format_rate
+from harness.report.paper import (
+    CODES,
+    HALF,
+    MARKS,
+    PHONE,
+    ROLES,
+    SETTINGS,
+    WIDE,
+    Paper,
+    Scale,
+    rectangle,
+)
+from harness.report.waterfall import MOST_BARS, Bar, Waterfall
+from harness.units import (
+    NARROW_SPACE,
+    format_clock,
+    format_count,
+    format_duration,
+    format_rate,
+)
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
-WIDE, HALF, PHONE = 1088, 528, 358
-
-ROLES: dict[str, tuple[str, str]] = {
-    "bg": ("#ffffff", "#12161b"),
-    "ink": ("#1b1f24", "#e8ebef"),
-    "ink2": ("#57606b", "#a3acb8"),
-    "limit": ("#1b1f25", "#e8ebf0"),
-    "line": ("#d5dae1", "#38404a"),
-    "grid": ("#e6e9ee", "#252c34"),
-    "band": ("#f1f3f6", "#1b2128"),
-    "p50": ("#6497c6", "#4f86ba"),
-    "p95": ("#2f6fb0", "#86bdf0"),
-    "p99": ("#0b3a6b", "#e0f0ff"),
-    "heat": ("#0b3a6c", "#a9d3ff"),
-    "pass": ("#0b7285", "#4fd6b0"),
-    "fail": ("#9b1035", "#ff6b6b"),
-    "inconclusive": ("#8f6200", "#ffd166"),
-    "invalid": ("#5b3fa0", "#bda4f6"),
-    "fail-tint": ("#fbebef", "#381a20"),
-    "invalid-tint": ("#f1edfa", "#272038"),
-}
-"""The colour of each role on a light and on a dark page."""
-
-_CODES = {role: f"#f0{i:02x}5a" for i, role in enumerate(ROLES)}
-_MARKS = {
-    Outcome.PASS: ("o", "pass"),
-    Outcome.FAIL: ("s", "fail"),
-    Outcome.INCONCLUSIVE: ("D", "inconclusive"),
-    Outcome.INVALID: ("o", "invalid"),
-    Outcome.NO_DATA: ("s", "ink2"),
-}
-_DECIMALS = re.compile(r"(\.\d)\d+")
 _OPACITIES = (0.09, 0.2, 0.36, 0.55, 0.78, 1.0)
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "harness",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "hatch.linewidth": 0.8,
-}
 
-Floats = Sequence[float] | npt.NDArray[np.float64]
 Draw = Callable[["Paper", Recording, Findings, Any], None]
 
 
@@ -105,170 +69,7 @@ class Drawing:
     phone: Markup
 
 
-class Paper:
-    """A figure of `width` by `height` CSS pixels; y runs down from the top."""
-
-    def __init__(
-        self, width: int, height: int, colours: dict[str, str], *, head: int = 0, foot: int = 0
-    ) -> None:
-        self.width, self.height, self.phone = width, height, width <= PHONE
-        self.colours = colours
-        whole = head + height + foot
-        self.figure = Figure(figsize=(width / 72, whole / 72), dpi=72, facecolor="none")
-        self._place = (
-            Affine2D().scale(1 / 72, -1 / 72).translate(0, (whole - head) / 72)
-            + self.figure.dpi_scale_trans
-        )
-        self.size = 11 if self.phone else 12
-
-    def _add(self, artist: Artist) -> None:
-        artist.set_transform(self._place)
-        artist.set_figure(self.figure)
-        artist.set_zorder(len(self.figure.artists) + 1)  # as a painter: later lies on top
-        self.figure.add_artist(artist)
-
-    def line(
-        self, xs: Floats, ys: Floats, role: str, width: float = 1.0, *, dash: str | None = None,
-        alpha: float = 1.0,
-    ) -> None:
-        """Draw a line; `dash` is `dashed` or `dotted`."""
-        style: Any = {"dashed": (0, (5, 3)), "dotted": (0, (1, 2.5)), None: "-"}[dash]
-        self._add(
-            Line2D(
-                xs, ys, color=self.colours[role], linewidth=width, linestyle=style, alpha=alpha,
-                solid_joinstyle="miter", solid_capstyle="butt",
-            )
-        )
-
-    def mark(self, x: float, y: float, outcome: Outcome, size: float = 7.5) -> None:
-        """Draw an outlined verdict mark."""
-        shape, role = _MARKS[outcome]
-        self.dots([x], [y], shape, role, size, face="bg")
-
-    def dots(
-        self, xs: Floats, ys: Floats, shape: str, role: str, size: float, *,
-        face: str | None = None, width: float = 1.8,
-    ) -> None:
-        """Draw markers, filled with `face` or the role's own colour."""
-        self._add(
-            Line2D(
-                xs, ys, linestyle="none", marker=shape, markersize=size,
-                markeredgecolor=self.colours[role], markeredgewidth=width,
-                markerfacecolor=self.colours[face or role],
-            )
-        )
-
-    def area(
-        self, points: Iterable[Sequence[tuple[float, float]]], role: str, *, alpha: float = 1.0,
-        hatch: bool = False, crisp: bool = False,
-    ) -> None:
-        """Fill polygons, all in one path; `hatch` strokes them instead."""
-        parts = [Outline([*p, p[0]], closed=True) for p in points if len(p) > 2]
-        if not parts:
-            return
-        colour = self.colours[role]
-        patch = PathPatch(Outline.make_compound_path(*parts), linewidth=0, alpha=alpha)
-        patch.set_facecolor("none" if hatch else colour)
-        if hatch:
-            patch.set_hatch("////")
-            patch.set_edgecolor(colour)
-        patch.set_antialiased(not crisp)
-        if crisp:
-            patch.set_gid("crisp")
-        self._add(patch)
-
-    def box(self, x0: float, y0: float, x1: float, y1: float, role: str, **how: Any) -> None:
-        """Fill a rectangle."""
-        self.area([_rectangle(x0, y0, x1, y1)], role, **how)
-
-    def text(
-        self, x: float, y: float, text: str, role: str = "ink2", *, size: float | None = None,
-        align: str = "left", bold: bool = False, middle: bool = True,
-    ) -> None:
-        """Write one line, centred on `y` or standing on it."""
-        size = size or self.size
-        self._add(
-            Text(
-                x, y + (0.36 * size if middle else 0), text, color=self.colours[role],
-                fontsize=size, horizontalalignment=align, verticalalignment="baseline",
-                fontweight="bold" if bold else "normal",
-            )
-        )
-
-    def svg(self, name: str, title: str, described: str) -> Markup:
-        """Return the drawing as an SVG element, its colours as CSS variables."""
-        FigureCanvasSVG(self.figure)
-        out = io.StringIO()
-        self.figure.savefig(out, format="svg", transparent=True)
-        raw = out.getvalue()
-        body = raw[raw.index("</metadata>") + len("</metadata>") : raw.rindex("</svg>")]
-        body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
-        body = re.sub(r' id="(?:figure|patch|line2d|text)_\d+"', "", body)
-        body = body.replace(' id="crisp"', ' shape-rendering="crispEdges"')
-        body = re.sub(r" font-family: [^;\"]*;?", "", body)
-        body = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", body)
-        body = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: _DECIMALS.sub(r"\1", found[0]), body)
-        body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-        body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-        body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
-        for role, code in _CODES.items():
-            body = body.replace(code, f"var(--{role})")
-        body = re.sub(r">\s+<", "><", re.sub(r"\s*\n\s*", " ", body))
-        return Markup(
-            f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-labelledby="{name}-t {name}-d"><title id="{name}-t">{escape(title)}</title>'
-            f'<desc id="{name}-d">{escape(described)}</desc>{body}</svg>'
-        )
-
-    def png(self, path: Path) -> None:
-        """Write the drawing at two device pixels per CSS pixel."""
-        FigureCanvasAgg(self.figure)
-        self.figure.savefig(path, format="png", dpi=144, facecolor=self.colours["bg"])
-
-
-def _rectangle(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
-    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-
-
 # --- axes ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Values to pixels, linear or logarithmic, between `start` and `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Return the pixel of a value."""
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log(max(value, low / 1e3)), math.log(low), math.log(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def all(self, values: Floats) -> list[float]:
-        """Return the pixels of several values; NaN stays NaN."""
-        return [v if math.isnan(v) else self(float(v)) for v in values]
-
-    def ticks(self, apart: float) -> list[float]:
-        """Return round values between the ends, at least `apart` pixels from each other."""
-        room = max(2, int(abs(self.end - self.start) / apart))
-        if self.log:
-            for steps in ((1, 2, 5), (1,)):
-                decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
-                found = [m * 10.0**d for d in decades for m in steps]
-                found = [v for v in [*found, 10.0 ** decades.stop] if self.low <= v <= self.high]
-                gaps = [abs(self(b) - self(a)) for a, b in itertools.pairwise(found)]
-                if min(gaps, default=apart) >= apart:
-                    return found
-            return found
-        size = 10 ** math.floor(math.log10((self.high - self.low) / room))
-        step = next(m * size for m in (1, 2, 5, 10) if m * size * room >= self.high - self.low)
-        return [step * i for i in range(int(self.high / step * 1.0000001) + 1)]
 
 
 def _latency_scale(values: Iterable[float | None], bottom: float, top: float) -> Scale:
@@ -281,7 +82,11 @@ def _latency_scale(values: Iterable[float | None], bottom: float, top: float) ->
 
 
 def _y_axis(
-    paper: Paper, scale: Scale, left: float, right: float, label: Callable[[float], str],
+    paper: Paper,
+    scale: Scale,
+    left: float,
+    right: float,
+    label: Callable[[float], str],
     apart: float = 34,
 ) -> None:
     for value in scale.ticks(apart):
@@ -298,14 +103,21 @@ def _x_axis(paper: Paper, x: Scale, y: float, apart: float | None = None) -> Non
     paper.line([x.start, x.end], [y, y], "line")
     at = 0
     while at <= x.high + 1e-9:
-        paper.text(x(at), y + 13, format_clock(at), size=11 if not paper.phone else 10.5,
-                   align="center")
+        paper.text(
+            x(at), y + 13, format_clock(at), size=11 if not paper.phone else 10.5, align="center"
+        )
         at += step
 
 
 def _stages(
-    paper: Paper, recording: Recording, findings: Findings, x: Scale, top: float, bottom: float,
-    *, named: bool = True,
+    paper: Paper,
+    recording: Recording,
+    findings: Findings,
+    x: Scale,
+    top: float,
+    bottom: float,
+    *,
+    named: bool = True,
 ) -> None:
     """Shade every other stage, hatch those that were not measured properly, name them on top."""
     shown = recording.stages
@@ -320,11 +132,9 @@ def _stages(
             paper.line([x0, x0], [top, bottom], "line")
         if named:
             label = f"{stage.name}, not judged" if invalid else words.stage_label(stage)
-            room = (x1 - x0 - 4) / (0.56 * paper.size)
-            fits = [t for t in (label, stage.name) if len(t) <= room]
             last = i == len(shown) - 1
-            if not fits and last and len(stage.name) <= room + 9:
-                fits = [stage.name]
+            room = (paper.width if last else x1) - x0 - 6
+            fits = [t for t in (label, stage.name) if paper.width_of(t) <= room]
             if fits:
                 paper.text(x0 + 2, top - 9, fits[0])
 
@@ -339,14 +149,26 @@ def _end_labels(
         paper.text(x, at, text, role, bold=bold)
 
 
-def _limit_label(paper: Paper, findings: Findings, x: float, y: float) -> None:
+def _limit_label(
+    paper: Paper, findings: Findings, x: float, y: float, *, cleared: bool = False
+) -> None:
+    """Write the limit on its line; `cleared` puts paper between the label and what is below it."""
     if findings.focus is not None:
-        paper.text(x, y - 5, f"limit {words.limit_of(findings.focus.budget)}", "limit",
-                   bold=True, middle=False)
+        said = f"limit {words.limit_of(findings.focus.budget)}"
+        width = paper.width_of(said, bold=True)
+        if cleared:
+            paper.box(x - 3, y - 18, x + width + 3, y - 2, "bg", alpha=0.7)
+        paper.text(x, y - 5, said, "limit", bold=True, middle=False)
 
 
 def _limits(
-    paper: Paper, recording: Recording, findings: Findings, x: Scale, y: Scale, *, label: bool
+    paper: Paper,
+    recording: Recording,
+    findings: Findings,
+    x: Scale,
+    y: Scale,
+    *,
+    cleared: bool = False,
 ) -> None:
     """Draw the limit: through the whole run when every recorded stage has the same one."""
     subject = findings.subject
@@ -355,20 +177,24 @@ def _limits(
     of = {stage: v.budget for stage, v in subject.judged.items()}
     recorded = [s for s in recording.stages if s.record]
     same = len({b.limit for b in of.values()}) == 1 and all(s.name in of for s in recorded)
-    spans = [(x.low, x.high, next(iter(of.values())))] if same else [
-        (s.start_s, s.end_s, of[s.name]) for s in recorded if s.name in of
-    ]
+    spans = (
+        [(x.low, x.high, next(iter(of.values())))]
+        if same
+        else [(s.start_s, s.end_s, of[s.name]) for s in recorded if s.name in of]
+    )
+    label = bool(recorded)
     for start, end, budget in spans:
         at = y(budget.limit)
         if at < y.end - 1:
-            paper.text(x(start) + 4, y.end + 9, f"↑ limit {words.limit_of(budget)}", "limit",
-                       bold=True)
+            paper.text(
+                x(start) + 4, y.end + 9, f"↑ limit {words.limit_of(budget)}", "limit", bold=True
+            )
             label = False
             continue
         paper.line([x(start), x(end)], [at, at], "limit", 1.4, dash="dashed")
-    if label and recorded:
+    if label:
         start = recorded[0].start_s if same else spans[0][0]
-        _limit_label(paper, findings, x(start) + 4, y(spans[0][2].limit))
+        _limit_label(paper, findings, x(start) + 4, y(spans[0][2].limit), cleared=cleared)
 
 
 def _time_scale(paper: Paper, findings: Findings) -> Scale:
@@ -404,7 +230,7 @@ def draw_over_time(paper: Paper, recording: Recording, findings: Findings, f: Ov
         if drawn:
             label = words.percentile(f.quantiles[i])
             ends.append((y(drawn[-1] or 0), label, "ink2" if i == 0 else role, i == 2))
-    _limits(paper, recording, findings, x, y, label=True)
+    _limits(paper, recording, findings, x, y)
     flagged = [w for w in f.windows if w.flagged]
     for w in flagged:
         begin = max(w.t0, f.since.t_s) if f.since and f.since.t_s < w.t1 else w.t0
@@ -415,16 +241,24 @@ def draw_over_time(paper: Paper, recording: Recording, findings: Findings, f: Ov
         paper.line([at, at], [top, bottom], "fail", 1.1, dash="dotted")
         paper.dots([at], [top + 3], "v", "fail", 7, width=0)
     paper.box(x.start, bottom + 4, x.end, bottom + 20, "band")
-    paper.text(x.start - 6, bottom + 12, "errors", size=11 if not paper.phone else 10.5,
-               align="right")
+    paper.text(
+        x.start - 6, bottom + 12, "errors", size=11 if not paper.phone else 10.5, align="right"
+    )
     times = [t + recording.interval_s / 2 for t, _ in f.failed]
     paper.dots(x.all(times), [bottom + 12] * len(times), "x", "fail", 4.5, width=1.1)
     _x_axis(paper, x, bottom + 20)
 
 
 def _steps(
-    paper: Paper, windows: Sequence[Window], i: int, x: Scale, y: Scale, role: str, width: float,
-    *, alpha: float,
+    paper: Paper,
+    windows: Sequence[Window],
+    i: int,
+    x: Scale,
+    y: Scale,
+    role: str,
+    width: float,
+    *,
+    alpha: float,
 ) -> None:
     xs = [x(t) for w in windows for t in (w.t0, w.t1)]
     ys = [math.nan if (v := w.percentiles[i]) is None else y(v) for w in windows for _ in "ab"]
@@ -451,8 +285,11 @@ def draw_load(paper: Paper, recording: Recording, findings: Findings, f: Load) -
             xi = np.array(xs)[inside].tolist()
             upper = y.all(np.fmax(plan, reached)[inside])
             low = y.all(reached[inside])
-            paper.area([[*zip(xi, upper, strict=True), *zip(xi[::-1], low[::-1], strict=True)]],
-                       "invalid", hatch=True)
+            paper.area(
+                [[*zip(xi, upper, strict=True), *zip(xi[::-1], low[::-1], strict=True)]],
+                "invalid",
+                hatch=True,
+            )
     paper.line(xs, y.all(reached), "p95", 1.7)
     paper.line(xs, y.all(plan), "limit", 1.3, dash="dashed")
     ends = [(y(float(f.reached[-1])), "reached", "p95", True)]
@@ -463,7 +300,7 @@ def draw_load(paper: Paper, recording: Recording, findings: Findings, f: Load) -
 
 
 def _planned(recording: Recording, f: Load) -> npt.NDArray[np.float64]:
-    """The plan at each column: the stage's rate where it has one, else what was planned."""
+    """Return the plan at each column: the stage's rate, NaN where it has none."""
     counted = f.planned if f.planned is not None else np.full(len(f.t_s), np.nan)
     result = counted.copy()
     for stage in recording.stages:
@@ -489,12 +326,13 @@ def _in_flight(
         return
     paper.area([[(xs[0], bottom), *zip(xs, ys, strict=True), (xs[-1], bottom)]], "p95", alpha=0.22)
     paper.line(xs, ys, "p95", 1.3)
-    peak = xs[int(np.argmin(ys))]
-    align = "right" if peak > (x.start + x.end) / 2 else "left"
-    paper.text(peak, y(most) - 7, f"max {format_count(int(most))}", size=11, align=align)
+    said = f"max {format_count(int(most))}"
     if paper.phone:
-        paper.text(x.start + 4, top + 8, "in flight", "p95", bold=True)
+        paper.text(x.start + 4, top + 7, f"in flight, {said}", "p95", bold=True)
     else:
+        peak = xs[int(np.argmin(ys))]
+        late = peak > (x.start + x.end) / 2
+        paper.text(peak, y(most) - 7, said, size=11, align="right" if late else "left")
         paper.text(x.end + 7, (top + bottom) / 2, "in flight", "p95", bold=True)
     _x_axis(paper, x, bottom)
 
@@ -516,12 +354,12 @@ def draw_heat(paper: Paper, recording: Recording, findings: Findings, f: Heat) -
     ys = y.all(f.edges)
     for i, opacity in enumerate(_OPACITIES):
         cells = [
-            _rectangle(xs[c], ys[b], xs[c + 1], ys[b + 1])
+            rectangle(xs[c], ys[b], xs[c + 1], ys[b + 1])
             for b, c in np.argwhere((level == i) & (f.counts > 0)).tolist()
             if xs[c + 1] > xs[c]
         ]
         paper.area(cells, "heat", alpha=opacity, crisp=True)
-    _limits(paper, recording, findings, x, y, label=True)
+    _limits(paper, recording, findings, x, y, cleared=True)
     _x_axis(paper, x, bottom)
     names = [f"≤{100 * HEAT_STEPS[0]:.0f}", *(f"{100 * s:.0f}" for s in HEAT_STEPS[1:])]
     names = [f"{n}{NARROW_SPACE}%" for n in names] + ["more"]
@@ -530,12 +368,12 @@ def draw_heat(paper: Paper, recording: Recording, findings: Findings, f: Heat) -
         x0 = x.start + i * width
         paper.box(x0, at, x0 + width, at + 9, "heat", alpha=opacity, crisp=True)
         paper.text(x0 + width / 2, at + 18, name, size=10, align="center")
-    wide = words.format_duration(f.column_s * 1e9)
+    wide = format_duration(f.column_s * 1e9)
     text = f"share of that {wide} column's requests" if not paper.phone else f"of a {wide} column"
     paper.text(x.start + 6 * width + 8, at + 5, text, size=11 if not paper.phone else 10.5)
 
 
-def draw_nines(paper: Paper, recording: Recording, findings: Findings, f: Nines) -> None:
+def draw_nines(paper: Paper, _: Recording, findings: Findings, f: Nines) -> None:
     """Draw each stage's quantiles on an axis by nines, with bands, the limit and the verdicts."""
     subject = findings.subject
     if subject is None:
@@ -554,8 +392,13 @@ def draw_nines(paper: Paper, recording: Recording, findings: Findings, f: Nines)
             at = x(-math.log10(1 - q))
             paper.line([at, at], [top, bottom], "grid")
             if q or x(-math.log10(0.5)) - left > 34:
-                paper.text(at, bottom + 13, words.percentile(q) if q else "min",
-                           size=11 if not paper.phone else 10.5, align="center")
+                paper.text(
+                    at,
+                    bottom + 13,
+                    words.percentile(q) if q else "min",
+                    size=11 if not paper.phone else 10.5,
+                    align="center",
+                )
     paper.line([left, right], [bottom, bottom], "line")
     labels = []
     for curve, role, width in zip(
@@ -568,13 +411,15 @@ def draw_nines(paper: Paper, recording: Recording, findings: Findings, f: Nines)
             for a, low, high in zip(xs, curve.low, curve.high, strict=True)
             if not math.isnan(low) and not math.isnan(high)
         ]
-        paper.area([[(a, h) for a, _, h in band] + [(a, lo) for a, lo, _ in band[::-1]]],
-                   colour, alpha=0.2)
+        paper.area(
+            [[(a, h) for a, _, h in band] + [(a, lo) for a, lo, _ in band[::-1]]], colour, alpha=0.2
+        )
         cut = int((curve.nines <= curve.solid_to).sum())
         paper.line(xs[:cut], ys[:cut], colour, width)
-        paper.line(xs[max(cut - 1, 0):], ys[max(cut - 1, 0):], colour, 1.3, dash="dotted")
-        label = words.short(curve.stage, 13 if not paper.phone else 9)
-        labels.append((ys[-1], label, "ink2" if colour == "p50" else colour, colour == "p99"))
+        paper.line(xs[max(cut - 1, 0) :], ys[max(cut - 1, 0) :], colour, 1.3, dash="dotted")
+        bold = curve is f.curves[0]
+        label = paper.fitted(curve.stage, paper.width - right - 9, bold=bold)
+        labels.append((ys[-1], label, "ink2" if colour == "p50" else colour, bold))
     if limit is not None and subject.budget is not None:
         labels += _nines_limit(paper, findings, x, y, limit, right)
     _nines_marks(paper, findings, f, x, y)
@@ -613,11 +458,17 @@ def _nines_marks(paper: Paper, findings: Findings, f: Nines, x: Scale, y: Scale)
             continue
         taken.append(level)
         above = i == 0
-        paper.text(at - 8 if above else at + 8, level + (-8 if above else 9), words.observed(v),
-                   _MARKS[v.outcome][1], align="right" if above else "left", bold=True)
+        paper.text(
+            at - 8 if above else at + 8,
+            level + (-8 if above else 9),
+            words.observed(v),
+            MARKS[v.outcome][1],
+            align="right" if above else "left",
+            bold=True,
+        )
 
 
-def draw_knee(paper: Paper, recording: Recording, findings: Findings, f: Knee) -> None:  # noqa: ARG001
+def draw_knee(paper: Paper, _: Recording, findings: Findings, f: Knee) -> None:
     """Draw percentiles over the reached rate, and where the limit breaks."""
     left, right = (56.0, 316.0) if paper.phone else (60.0, HALF - 44.0)
     top, bottom = 30.0, paper.height - 46.0
@@ -630,8 +481,14 @@ def draw_knee(paper: Paper, recording: Recording, findings: Findings, f: Knee) -
         paper.box(x(f.holds.reached), top, x(f.breaks.reached), bottom, "fail", alpha=0.12)
     if f.holds is not None:
         at = x(f.holds.reached)
-        paper.text(at - 6, top - 10, f"holds to {words.rate_of(f.holds)}", "ink",
-                   bold=True, align="right" if at > left + 110 else "left")
+        paper.text(
+            at - 6,
+            top - 10,
+            f"holds to {words.rate_of(f.holds)}",
+            "ink",
+            bold=True,
+            align="right" if at > left + 110 else "left",
+        )
     labels = []
     for i, (role, width) in enumerate((("p50", 1.5), ("p95", 1.7), ("p99", 2.2))):
         points = [(x(lv.reached), y(v)) for lv in f.levels if (v := lv.percentiles[i]) is not None]
@@ -642,28 +499,38 @@ def draw_knee(paper: Paper, recording: Recording, findings: Findings, f: Knee) -
                 paper.dots(xs, ys, "o", role, 3, width=0)
             name = ("p50", "p95", "p99")[i]
             labels.append((ys[-1], name, "ink2" if i == 0 else role, i == 2))
-    for lv in f.levels:
-        if lv.low is not None and lv.high is not None:
-            paper.line([x(lv.reached)] * 2, [y(lv.low), y(lv.high)], "p99", 1.5)
-        if lv.observed is not None and lv.outcome is not None:
-            paper.mark(x(lv.reached), y(lv.observed), lv.outcome, 7)
-        if lv.short:
-            paper.text(x(lv.reached) - 8, top + 6,
-                       f"planned {format_rate(lv.planned)}, reached {format_rate(lv.reached)}",
-                       "invalid", size=11, align="right")
+    for level in f.levels:
+        _level_marks(paper, level, x, y, top)
     if limit is not None:
         paper.line([left, right], [y(limit)] * 2, "limit", 1.4, dash="dashed")
         _limit_label(paper, findings, left + 4, y(limit))
     _end_labels(paper, right + 7, labels)
     paper.line([left, right], [bottom, bottom], "line")
     for value in x.ticks(64):
-        paper.text(x(value), bottom + 13, format_rate(value) if value else "0", size=11,
-                   align="center")
-    paper.text((left + right) / 2, bottom + 30, "reached rate, requests per second", size=11,
-               align="center")
+        paper.text(
+            x(value), bottom + 13, format_rate(value) if value else "0", size=11, align="center"
+        )
+    paper.text(
+        (left + right) / 2,
+        bottom + 30,
+        "reached rate, requests per second",
+        size=11,
+        align="center",
+    )
 
 
-def draw_waterfall(paper: Paper, recording: Recording, findings: Findings, f: Waterfall) -> None:  # noqa: ARG001
+def _level_marks(paper: Paper, lv: Level, x: Scale, y: Scale, top: float) -> None:
+    at = x(lv.reached)
+    if lv.low is not None and lv.high is not None:
+        paper.line([at, at], [y(lv.low), y(lv.high)], "p99", 1.5)
+    if lv.observed is not None and lv.outcome is not None:
+        paper.mark(at, y(lv.observed), lv.outcome, 7)
+    if lv.short:
+        said = f"planned {format_rate(lv.planned)}, reached {format_rate(lv.reached)}"
+        paper.text(at - 8, top + 6, said, "invalid", size=11, align="right")
+
+
+def draw_waterfall(paper: Paper, _: Recording, __: Findings, f: Waterfall) -> None:
     """Draw where each step starts and how long it takes, in median and in slow journeys."""
     left, right = (104.0, 316.0) if paper.phone else (180.0, WIDE - 250.0)
     top, row = 26.0, 36.0
@@ -671,16 +538,23 @@ def draw_waterfall(paper: Paper, recording: Recording, findings: Findings, f: Wa
     x = Scale(0.0, max(f.slow, f.median) * 1.04, left, right)
     for value in x.ticks(110 if not paper.phone else 64):
         paper.line([x(value)] * 2, [top, bottom], "grid")
-        paper.text(x(value), bottom + 13, words.number(value, "time") if value else "0",
-                   size=11 if not paper.phone else 10.5, align="center")
+        paper.text(
+            x(value),
+            bottom + 13,
+            words.number(value, "time") if value else "0",
+            size=11 if not paper.phone else 10.5,
+            align="center",
+        )
     paper.line([left, right], [bottom, bottom], "line")
-    legend = (("p50", f"median ({words.number(f.median, 'time')})"),
-              ("p99", f"slowest 1{NARROW_SPACE}% ({words.number(f.slow, 'time')})"))
+    legend = (
+        ("p50", f"median ({words.number(f.median, 'time')})"),
+        ("p99", f"slowest 1{NARROW_SPACE}% ({words.number(f.slow, 'time')})"),
+    )
     at = left if not paper.phone else 8.0
     for role, text in legend:
         paper.box(at, 5, at + 10, 13, role)
         paper.text(at + 15, 9, text)
-        at += 40 + 6.9 * len(text)
+        at += 40 + paper.width_of(text)
     if not paper.phone:
         paper.text(WIDE - 116, 9, "extra time", size=11, align="right")
         paper.text(WIDE - 16, 9, "share of extra", size=11, align="right")
@@ -692,14 +566,15 @@ def _waterfall_row(paper: Paper, f: Waterfall, bar: Bar, y: float, x: Scale) -> 
     name = words.bar_name(bar)
     if paper.phone:
         name = name.removeprefix(f.root + "/")
-    paper.text(x.start - 7, y + 18, words.short(name, 24 if not paper.phone else 15), "ink",
-               align="right")
+    paper.text(
+        x.start - 7, y + 18, paper.fitted(name, x.start - 14), "ink", align="right"
+    )
     pairs = ((bar.start, bar.length, "p50", 4), (bar.slow_start, bar.slow_length, "p99", 18))
     for start, length, role, down in pairs:
         x0, x1 = x(start), x(start + length)
         paper.box(x0, y + down, max(x1, x0 + 1.5), y + down + 10, role)
         text = words.number(length, "time")
-        if x1 + 6 + 6.6 * len(text) > x.end + (60 if not paper.phone else 38):
+        if x1 + 5 + paper.width_of(text, size=11) > x.end + (60 if not paper.phone else 40):
             paper.text(x0 - 4, y + down + 5, text, size=11, align="right")
         else:
             paper.text(max(x1, x0 + 1.5) + 4, y + down + 5, text, size=11)
@@ -717,32 +592,45 @@ def draw_budgets(paper: Paper, verdicts: Sequence[BudgetVerdict]) -> None:
     bottom = top + 28 * len(verdicts)
     paper.box(x(1), top, right, bottom, "band")
     paper.line([x(1)] * 2, [top, bottom], "limit", 2)
-    for share, text in ((0, "0"), (0.5, f"50{NARROW_SPACE}%"), (1, "limit"), (1.5, "1.5×"),
-                        (2, "2×")):
+    for share, text in (
+        (0, "0"),
+        (0.5, f"50{NARROW_SPACE}%"),
+        (1, "limit"),
+        (1.5, "1.5×"),
+        (2, "2×"),
+    ):
         paper.text(x(share), bottom + 12, text, size=11, align="center")
     for i, v in enumerate(verdicts):
-        y, role = top + 28 * i + 14, _MARKS[v.outcome][1]
+        y, role = top + 28 * i + 14, MARKS[v.outcome][1]
         paper.text(18, y, str(v.outcome), role, bold=True)
         paper.text(140, y, words.short(v.budget.subject, 30), "ink")
         paper.text(left - 16, y, words.short(v.stage, 12), align="right")
         ends = [used_share(v, end) for end in (v.low, v.high)]
         if v.used is not None:
-            low, high = min(e for e in ends if e is not None) if any(
-                e is not None for e in ends) else v.used, max(
-                (e for e in ends if e is not None), default=v.used)
+            low, high = (
+                min(e for e in ends if e is not None)
+                if any(e is not None for e in ends)
+                else v.used,
+                max((e for e in ends if e is not None), default=v.used),
+            )
             open_end = None in ends and v.outcome is Outcome.INCONCLUSIVE
             x1 = right if open_end else x(min(high, 2.0))
             if v.outcome is not Outcome.INVALID:
                 paper.box(x(min(low, 2.0)), y - 4, x1, y + 4, role, alpha=0.5)
             if open_end:
                 paper.dots([right], [y], ">", role, 6, width=0)
-            shape = _MARKS[v.outcome][0]
+            shape = MARKS[v.outcome][0]
             face = role if v.outcome in (Outcome.PASS, Outcome.FAIL) else "bg"
             paper.dots([x(min(v.used, 2.0))], [y], shape, role, 7.5, face=face)
         paper.text(836, y, words.observed(v), "ink", bold=True, align="right")
         paper.text(848, y, f"[{words.interval(v)}]", size=11)
-        paper.text(WIDE - 18, y, f"{words.operator_of(v.budget)} {words.limit_of(v.budget)}",
-                   "ink", align="right")
+        paper.text(
+            WIDE - 18,
+            y,
+            f"{words.operator_of(v.budget)} {words.limit_of(v.budget)}",
+            "ink",
+            align="right",
+        )
 
 
 def used_share(verdict: BudgetVerdict, value: float | None) -> float | None:
@@ -773,7 +661,7 @@ class _Chart:
 
 
 def _fixed(height: int) -> Callable[[Any], int]:
-    return lambda facts: height
+    return lambda _: height
 
 
 def _rows_high(facts: Waterfall) -> int:
@@ -781,10 +669,26 @@ def _rows_high(facts: Waterfall) -> int:
 
 
 _CHARTS = (
-    _Chart("waterfall", "waterfall", Waterfall, draw_waterfall, words.waterfall, WIDE,
-           _rows_high, _rows_high),
-    _Chart("over-time", "over_time", OverTime, draw_over_time, words.over_time, WIDE,
-           _fixed(260), _fixed(260)),
+    _Chart(
+        "waterfall",
+        "waterfall",
+        Waterfall,
+        draw_waterfall,
+        words.waterfall,
+        WIDE,
+        _rows_high,
+        _rows_high,
+    ),
+    _Chart(
+        "over-time",
+        "over_time",
+        OverTime,
+        draw_over_time,
+        words.over_time,
+        WIDE,
+        _fixed(260),
+        _fixed(260),
+    ),
     _Chart("load", "load", Load, draw_load, words.load, WIDE, _fixed(230), _fixed(230)),
     _Chart("heatmap", "heat", Heat, draw_heat, words.heat, WIDE, _fixed(272), _fixed(272)),
     _Chart("nines", "nines", Nines, draw_nines, words.nines, HALF, _fixed(330), _fixed(300)),
@@ -799,13 +703,18 @@ def _facts_of(chart: _Chart, findings: Findings) -> Any:
     return facts if isinstance(facts, chart.kind) and not table else None
 
 
-def draw_all(recording: Recording, findings: Findings) -> dict[str, Drawing]:
-    """Draw every chart that has data, for wide pages and for phones; by name."""
+def draw_all(
+    recording: Recording, findings: Findings, *, only: Sequence[str] = (), prefix: str = ""
+) -> dict[str, Drawing]:
+    """Draw every chart that has data (or `only` some), for wide pages and for phones; by name.
+
+    `prefix` keeps the ids of several sets apart on one page.
+    """
     drawings = {}
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         for chart in _CHARTS:
             facts = _facts_of(chart, findings)
-            if facts is None:
+            if facts is None or (only and chart.name not in only):
                 continue
             said = chart.words(recording, findings, facts)
             svgs = []
@@ -813,27 +722,31 @@ def draw_all(recording: Recording, findings: Findings) -> dict[str, Drawing]:
                 (chart.width, chart.height(facts), ""),
                 (PHONE, chart.phone_height(facts), "-phone"),
             ):
-                paper = Paper(width, height, _CODES)
+                paper = Paper(width, height, CODES)
                 chart.draw(paper, recording, findings, facts)
-                svgs.append(paper.svg(chart.name + suffix, said.heading, said.described))
+                svgs.append(paper.svg(prefix + chart.name + suffix, said.heading, said.described))
             drawings[chart.name] = Drawing(chart.name, said, *svgs)
     return drawings
 
 
 def write_charts(
-    folder: Path, recording: Recording, verdict: Verdict, findings: Findings, *, footer: str = ""
+    folder: Path, recording: Recording, verdict: Verdict, findings: Findings
 ) -> list[Path]:
     """Write each chart as PNG, light and dark, into `folder`/charts; return the files."""
+    footer = " · ".join(words.run_line(recording))
     target = folder / "charts"
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         for i, theme in enumerate(("light", "dark")):
             colours = {role: pair[i] for role, pair in ROLES.items()}
             for chart in _CHARTS:
                 facts = _facts_of(chart, findings)
                 if facts is not None:
-                    said, size = chart.words(recording, findings, facts), (chart.width, chart.height(facts))
+                    said, size = (
+                        chart.words(recording, findings, facts),
+                        (chart.width, chart.height(facts)),
+                    )
                     paper = _sheet(*size, colours, said.heading, said.note, footer)
                     chart.draw(paper, recording, findings, facts)
                     written.append(target / f"{chart.name}-{theme}.png")

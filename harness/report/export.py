@@ -5,8 +5,10 @@
     exit_code          what the command ends with
     sentence, detail   the headline, for people
     tallies            {outcome: how many budgets}
-    run                what is known of name, run, target, model, api, commit, seed, workers,
-                       version, status, started_unix_s, interval_s, and folder (its name)
+    run                folder (its name), and as in run.json: id, name, target (url, api, model),
+                       commit, seed, workers, harness (its version), scenario (file, sha256),
+                       status, started_at, ended_at, started_unix_s, interval_s, drain_s,
+                       timeout_s, clock, machine (system, cores, memory_bytes)
     budgets            worst first; each has
       text step metric statistic quantile op limit limit_text confidence   as declared
       declared_stage   the stage it is limited to, or null
@@ -52,18 +54,23 @@ SCHEMA_VERSION = 1  # 1: first
 
 _UNITS: dict[Kind, str] = {"time": "ns", "tokens": "tokens", "share": "share", "rate": "per_s"}
 _RUN_KEYS = (
+    "id",
     "name",
-    "run",
     "target",
-    "model",
-    "api",
     "commit",
     "seed",
     "workers",
-    "version",
+    "harness",
+    "scenario",
     "status",
+    "started_at",
+    "ended_at",
     "started_unix_s",
     "interval_s",
+    "drain_s",
+    "timeout_s",
+    "clock",
+    "machine",
 )
 _PERCENTILES = {"p50": (0.5, 2), "p95": (0.95, 20), "p99": (0.99, 100), "p99.9": (0.999, 1000)}
 _NS_PER_MS = 1_000_000

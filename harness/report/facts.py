@@ -10,14 +10,16 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtrc
 
 from harness.budget import METRICS, RUN, Budget
-from harness.recorder import Histogram, Journey, Recording, Series, StageWindow
+from harness.recorder import Histogram, Recording, Series, StageWindow
+from harness.report.waterfall import SlowStep, Waterfall, WhyNot, find_waterfall, slow_step
 from harness.stats import quantile_interval
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
@@ -27,17 +29,9 @@ WINDOW_REQUESTS = 300
 CHANCE = 0.01  # a window is flagged when its overs are less likely than this under the budget
 HEAT_STEPS = (0.01, 0.03, 0.08, 0.16, 0.28)  # upper ends of the first five of six shades
 BINS_PER_DOUBLING = 7
-MOST_BARS = 8  # a waterfall with more steps becomes a table of the top TABLE_STEPS
-TABLE_STEPS = 12
 MOST_CURVES = 4
-MIN_OVER_TIME, MIN_HEAT, MIN_NINES, MIN_SLOW, MIN_LEVELS = 30, 200, 100, 10, 3
-
-
-@dataclass(frozen=True, slots=True)
-class WhyNot:
-    """Why a chart is left out."""
-
-    reason: str
+MIN_OVER_TIME, MIN_HEAT, MIN_NINES, MIN_LEVELS = 30, 200, 100, 3
+MOST_OTHERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +52,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Since:
-    """Since when the limit is missed: the change point in the first of two flagged windows in a row.
+    """Since when the limit is missed: a change point in the first of two flagged windows in a row.
 
     `flagged` of all `windows` in judged stages are flagged.
     """
@@ -121,7 +115,7 @@ class Heat:
     column_s: float
 
     def wider(self, most: int) -> Heat:
-        """The same with columns joined until there are no more than `most`."""
+        """Return the same with columns joined until there are no more than `most`."""
         joined = math.ceil(self.counts.shape[1] / most)
         starts = np.arange(0, self.counts.shape[1], joined)
         return Heat(
@@ -154,52 +148,6 @@ class Nines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """One step of the waterfall: mean start and length in median and in slow journeys."""
-
-    step: str
-    start: float
-    length: float
-    slow_start: float
-    slow_length: float
-    extra: float
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waterfall:
-    """Median journeys against the slowest 1 %; the last bar is what lies in no step."""
-
-    stage: str
-    root: str
-    bars: tuple[Bar, ...]
-    median: float
-    slow: float
-    n_median: int
-    n_slow: int
-
-    @property
-    def steps(self) -> tuple[Bar, ...]:
-        """The real steps, without what lies in none."""
-        return self.bars[:-1]
-
-    @property
-    def largest(self) -> Bar:
-        """The bar with the most extra time."""
-        return max(self.bars, key=lambda bar: bar.extra)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlowStep:
-    """The step that makes most of the extra time of slow journeys."""
-
-    step: str
-    share: float
-    root: str
-    stage: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """One load level of the capacity chart, for the subject's quantile."""
 
@@ -225,7 +173,7 @@ class Knee:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """One line of the steps table; `shape` are shares by log bins on an axis common to the table."""
+    """One line of the steps table; `shape` is shares by log bins, on one axis for the table."""
 
     step: str
     metric: str
@@ -257,7 +205,11 @@ class ErrorKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a report says beyond the verdict itself."""
+    """What a report says beyond the verdict itself.
+
+    `others` are the same for other latency budgets that did not pass: they differ in what the
+    charts over time and of the distribution show.
+    """
 
     focus: BudgetVerdict | None
     subject: Subject | None
@@ -273,6 +225,7 @@ class Findings:
     slow_step: SlowStep | None
     steps: tuple[StepTable, ...]
     errors: tuple[ErrorKind, ...]
+    others: tuple[Findings, ...] = ()
 
     @property
     def since(self) -> Since | None:
@@ -283,44 +236,68 @@ class Findings:
 def findings(recording: Recording, verdict: Verdict) -> Findings:
     """Compute all of it; a few hundred milliseconds for a run of an hour."""
     invalid = frozenset(s.name for s in recording.stages if verdict.health.broken(s.name))
-    focus = _focus(verdict.budgets)
-    subject = _subject(recording, verdict.budgets, focus)
-    waterfall = _waterfall_anywhere(recording, verdict.budgets, invalid)
-    return Findings(
-        focus=focus,
-        subject=subject,
+    ranked = _ranked(verdict.budgets)
+    waterfall = find_waterfall(recording, verdict.budgets, invalid)
+    main = Findings(
         invalid_stages=invalid,
-        end_s=max(
-            [stage.end_s for stage in recording.stages]
-            + [float(t) + recording.interval_s for t in recording.timeline.t_s[-1:]],
-            default=0.0,
-        ),
-        over_time=_over_time(recording, subject, invalid),
+        end_s=_end_s(recording),
         load=_load(recording),
-        heat=_heat(recording, subject),
-        nines=_nines(recording, subject),
         difference=WhyNot("No baseline: run harness compare BASELINE CANDIDATE to see the change."),
-        capacity=_capacity(recording, subject, invalid),
         waterfall=waterfall,
-        slow_step=_slow_step(waterfall),
-        steps=tuple(
-            StepTable(stage=s.name, rows=rows)
-            for s in recording.stages
-            if s.record and (rows := _step_rows(recording, s.name))
-        ),
+        slow_step=slow_step(waterfall),
+        steps=_step_tables(recording),
         errors=_errors(recording),
+        **_about(recording, verdict.budgets, ranked[0] if ranked else None, invalid),
     )
+    others = [v for v in ranked[1:] if v.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE)]
+    return replace(
+        main,
+        others=tuple(
+            replace(main, **_about(recording, verdict.budgets, v, invalid))
+            for v in others[:MOST_OTHERS]
+        ),
+    )
+
+
+def _about(
+    recording: Recording,
+    budgets: Sequence[BudgetVerdict],
+    focus: BudgetVerdict | None,
+    invalid: frozenset[str],
+) -> dict[str, Any]:
+    """Return the facts that depend on which budget the big charts are about."""
+    subject = _subject(recording, budgets, focus)
+    return {
+        "focus": focus,
+        "subject": subject,
+        "over_time": _over_time(recording, subject, invalid),
+        "heat": _heat(recording, subject),
+        "nines": _nines(recording, subject),
+        "capacity": _capacity(recording, subject, invalid),
+    }
+
+
+def _end_s(recording: Recording) -> float:
+    ends = [stage.end_s for stage in recording.stages]
+    ends += [float(t) + recording.interval_s for t in recording.timeline.t_s[-1:]]
+    return max(ends, default=0.0)
 
 
 # --- what the charts are about -------------------------------------------------------------------
 
 
-def _focus(budgets: Iterable[BudgetVerdict]) -> BudgetVerdict | None:
-    """The worst failing latency budget, else one not measured, else the closest to its limit."""
+def _ranked(budgets: Iterable[BudgetVerdict]) -> list[BudgetVerdict]:
+    """Order latency budgets by what deserves the big charts; one for each metric of a step.
+
+    The worst failing one, else one that was not measured, else the closest to its limit.
+    """
     rank = {Outcome.FAIL: 0, Outcome.INVALID: 1}
     timed = [v for v in budgets if v.budget.kind == "time" and v.observed is not None]
-    exact = [v for v in timed if v.budget.quantile is not None]
-    return min(exact or timed, key=lambda v: (rank.get(v.outcome, 2), -(v.used or 0)), default=None)
+    timed.sort(key=lambda v: (v.budget.quantile is None, rank.get(v.outcome, 2), -(v.used or 0.0)))
+    first: dict[tuple[str, str], BudgetVerdict] = {}
+    for v in timed:
+        first.setdefault((v.budget.step, v.budget.metric), v)
+    return list(first.values())
 
 
 def _subject(
@@ -344,19 +321,15 @@ def _subject(
         for step in recording.steps(stage.name):
             for metric in ("ttft", "e2el", "request"):
                 if stage.record and recording.series(stage.name, step, metric):
-                    return Subject(
-                        step=step, metric=metric, quantile=0.99, budget=None, judged={}
-                    )
+                    return Subject(step=step, metric=metric, quantile=0.99, budget=None, judged={})
     return None
 
 
 def _found(recording: Recording, subject: Subject | None) -> list[tuple[StageWindow, Series]]:
-    """The stages in which the subject has samples."""
+    """Return the stages in which the subject has samples."""
     if subject is None:
         return []
-    pairs = (
-        (s, recording.series(s.name, subject.step, subject.metric)) for s in recording.stages
-    )
+    pairs = ((s, recording.series(s.name, subject.step, subject.metric)) for s in recording.stages)
     return [(stage, series) for stage, series in pairs if series is not None]
 
 
@@ -439,13 +412,13 @@ def _windows(
 def _percentiles(
     h: Histogram, quantiles: tuple[float, float, float] = (0.5, 0.95, 0.99)
 ) -> tuple[float | None, float | None, float | None]:
-    """The quantiles; None where fewer than one sample in its tail is to be expected."""
+    """Return the quantiles; None where less than one sample is to be expected above."""
     a, b, c = (h.quantile(q) if h.n * (1 - q) >= 1 - 1e-9 else None for q in quantiles)
     return a, b, c
 
 
 def _over(series: Series, budget: Budget) -> npt.NDArray[np.int64]:
-    """How many samples of each interval miss the limit; by bucket edges if not counted exactly."""
+    """Count each interval's samples over the limit; by bucket edges if not counted exactly."""
     exact = series.over(budget.threshold)
     if exact is not None:
         return exact
@@ -454,7 +427,7 @@ def _over(series: Series, budget: Budget) -> npt.NDArray[np.int64]:
 
 
 def _beyond_chance(n: int, over: int, quantile: float, per_request: float) -> bool:
-    """Binomial test; many samples of one request (gaps between tokens) count as one."""
+    """Test binomially; many samples of one request (gaps between tokens) count as one."""
     n, over = round(n / per_request), math.floor(over / per_request)
     return bool(over and bdtrc(over - 1, n, 1 - quantile) < CHANCE)
 
@@ -463,9 +436,7 @@ def _since(
     judged: Sequence[Window], found: Iterable[tuple[StageWindow, Series]], subject: Subject
 ) -> Since | None:
     pairs = itertools.pairwise(judged)
-    first = next(
-        (a for a, b in pairs if a.flagged and b.flagged and a.stage == b.stage), None
-    )
+    first = next((a for a, b in pairs if a.flagged and b.flagged and a.stage == b.stage), None)
     if first is None:
         return None
     stage, series = next((s, series) for s, series in found if s.name == first.stage)
@@ -480,7 +451,7 @@ def _since(
 
 
 def _change_point(series: Series, budget: Budget, quantile: float, window: Window) -> float:
-    """Where the cumulative excess over the allowed share turns upward (Page, Biometrika 41, 1954)."""
+    """Return where the cumulative excess over the allowed share turns upward (Page 1954)."""
     inside = (series.t_s >= window.t0) & (series.t_s < window.t1)
     excess = _over(series, budget)[inside] - (1 - quantile) * series.n[inside]
     before = np.append(0.0, np.cumsum(excess)[:-1])
@@ -492,7 +463,7 @@ def _change_point(series: Series, budget: Budget, quantile: float, window: Windo
 
 
 def _column_s(recording: Recording) -> float:
-    """Column width: 5 s, less where a run is short, more where it is long; whole intervals."""
+    """Return the column width: 5 s, less in a short run, more in a long one; whole intervals."""
     end = max((stage.end_s for stage in recording.stages), default=0.0)
     wanted = 5.0 if end <= 600 else end / 120
     nice = next((s for s in (1, 2, 5, 10, 15, 30, 60, 120, 300) if s >= wanted), 600)
@@ -514,7 +485,7 @@ def _load(recording: Recording) -> Load | WhyNot:
 
     totals = {stage.name: recording.load_totals(stage.name) for stage in recording.stages}
     return Load(
-        t_s=np.arange(n) * column_s,
+        t_s=np.arange(n, dtype=np.float64) * column_s,
         column_s=column_s,
         planned=per_second(line.planned)
         if any(stage.planned_rate_per_s is not None for stage in recording.stages)
@@ -546,7 +517,7 @@ def _heat(recording: Recording, subject: Subject | None) -> Heat | WhyNot:
     for (b, c), count in cells.items():
         counts[b - low, c] = count
     return Heat(
-        t_edges=np.arange(columns + 1) * column_s,
+        t_edges=np.arange(columns + 1, dtype=np.float64) * column_s,
         edges=2.0 ** (np.arange(low, high + 2) / BINS_PER_DOUBLING),
         counts=counts,
         column_s=column_s,
@@ -641,145 +612,21 @@ def _level(
     )
 
 
-# --- which step ----------------------------------------------------------------------------------
-
-
-def _waterfall_anywhere(
-    recording: Recording, budgets: Iterable[BudgetVerdict], invalid: frozenset[str]
-) -> Waterfall | WhyNot:
-    """The waterfall of the worst budget whose journeys have several steps, else of any journey."""
-    groups: dict[tuple[str, str], list[Journey]] = defaultdict(list)
-    recorded = {s.name for s in recording.stages if s.record} - invalid
-    for journey in recording.journeys:
-        if journey.ok and journey.stage in recorded:
-            groups[journey.stage, journey.root].append(journey)
-    several = {where for where, js in groups.items() if any(len(_leaves(j)) > 1 for j in js)}
-    if not several:
-        return WhyNot(
-            "Every journey is one request, so there are no steps to tell apart."
-            if groups
-            else "No finished journey was kept from a stage that was measured properly."
-        )
-    worst = [(v.stage, v.budget.step.split("/")[0]) for v in budgets if v.budget.kind == "time"]
-    order = [where for where in worst if where in several]
-    order += sorted(several, key=lambda where: -len(groups[where]))
-    tried = [_waterfall(recording, where, groups[where]) for where in dict.fromkeys(order)]
-    return next((w for w in tried if isinstance(w, Waterfall)), tried[0])
-
-
-def _waterfall(
-    recording: Recording, where: tuple[str, str], journeys: Sequence[Journey]
-) -> Waterfall | WhyNot:
-    stage, root = where
-    usual = [j for j in journeys if j.kept == "random"]
-    if not usual:
-        return WhyNot(f"No random sample of {root} journeys was kept.")
-    lengths = np.array([j.duration_ns for j in usual], dtype=np.float64)
-    low, high = np.quantile(lengths, [0.45, 0.55])
-    middle = [j for j in usual if low <= j.duration_ns <= high]
-    every = recording.series(stage, root, "e2el") or recording.series(stage, root, "request")
-    p99 = every.total.quantile(0.99) if every else None
-    bar = float(np.quantile(lengths, 0.99)) if p99 is None else p99
-    slow = [j for j in journeys if j.duration_ns >= bar]
-    if len(slow) < MIN_SLOW:
-        return WhyNot(
-            f"Needs at least {MIN_SLOW} slow journeys (above p99) of {root} in {stage}, "
-            f"has {len(slow)}."
-        )
-    return _compare(stage, root, middle, slow)
-
-
-def _compare(
-    stage: str, root: str, middle: Sequence[Journey], slow: Sequence[Journey]
-) -> Waterfall:
-    usual, late = _means(middle), _means(slow)
-    median = float(np.mean([j.duration_ns for j in middle]))
-    slowest = float(np.mean([j.duration_ns for j in slow]))
-    order = sorted(usual | late, key=lambda s: (s == "", (usual | late)[s][0]))
-    bars = []
-    for step in order:
-        start, length = usual.get(step, (late.get(step, (0.0, 0.0))[0], 0.0))
-        slow_start, slow_length = late.get(step, (start, 0.0))
-        extra = slow_length - length
-        share = extra / (slowest - median) if slowest != median else 0.0
-        bars.append(
-            Bar(
-                step=step,
-                start=start,
-                length=length,
-                slow_start=slow_start,
-                slow_length=slow_length,
-                extra=extra,
-                share=share,
-            )
-        )
-    return Waterfall(
-        stage=stage,
-        root=root,
-        bars=tuple(bars),
-        median=median,
-        slow=slowest,
-        n_median=len(middle),
-        n_slow=len(slow),
-    )
-
-
-def _leaves(journey: Journey) -> dict[str, list[tuple[int, int]]]:
-    """Spans by step, without steps that only hold other steps of the same journey."""
-    names = {span.step for span in journey.steps}
-    parents = {n.rsplit("/", depth)[0] for n in names for depth in range(1, n.count("/") + 1)}
-    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for span in journey.steps:
-        if span.step not in parents:
-            spans[span.step].append((span.start_ns, span.end_ns))
-    return spans
-
-
-def _means(journeys: Sequence[Journey]) -> dict[str, tuple[float, float]]:
-    """Mean start and mean length of every step; the step "" is what lies in no step, at the end."""
-    starts: dict[str, list[float]] = defaultdict(list)
-    lengths: Counter[str] = Counter()
-    for journey in journeys:
-        leaves = _leaves(journey)
-        for step, spans in leaves.items():
-            starts[step].append(min(start for start, _ in spans))
-            lengths[step] += sum(end - start for start, end in spans)
-        rest = max(0, journey.duration_ns - _covered(leaves.values(), journey.duration_ns))
-        starts[""].append(journey.duration_ns - rest)
-        lengths[""] += rest
-    n = len(journeys)
-    return {step: (float(np.mean(starts[step])), lengths[step] / n) for step in starts}
-
-
-def _covered(groups: Iterable[list[tuple[int, int]]], end_ns: int) -> int:
-    """Length of the union of all spans, up to the journey's end."""
-    total = reached = 0
-    for start, end in sorted(span for spans in groups for span in spans):
-        begin = max(start, reached, 0)
-        stop = min(end, end_ns)
-        if stop > begin:
-            total += stop - begin
-            reached = stop
-    return total
-
-
-def _slow_step(waterfall: Waterfall | WhyNot) -> SlowStep | None:
-    if isinstance(waterfall, WhyNot) or waterfall.slow <= waterfall.median:
-        return None
-    bar = waterfall.largest
-    if not bar.step or bar.share <= 0:
-        return None
-    return SlowStep(step=bar.step, share=bar.share, root=waterfall.root, stage=waterfall.stage)
-
-
 # --- tables --------------------------------------------------------------------------------------
 
 
+def _step_tables(recording: Recording) -> tuple[StepTable, ...]:
+    rows = ((s.name, _step_rows(recording, s.name)) for s in recording.stages if s.record)
+    return tuple(StepTable(stage=stage, rows=of) for stage, of in rows if of)
+
+
 def _step_rows(recording: Recording, stage: str) -> tuple[StepRow, ...]:
-    """One row a step, of its end-to-end time or else of its first time metric."""
+    """Return one row a step, of its end-to-end time or else of its first time metric."""
     chosen: list[tuple[str, str, Histogram]] = []
     for step in recording.steps(stage):
-        timed = [m for m in recording.metrics(stage, step) if m in METRICS and METRICS[m].kind == "time"]
+        timed = [
+            m for m in recording.metrics(stage, step) if m in METRICS and METRICS[m].kind == "time"
+        ]
         best = next((m for m in ("e2el", "request", *timed) if m in timed), None)
         series = recording.series(stage, step, best) if best else None
         chosen.append((step, best or "", series.total if series else Histogram.empty()))

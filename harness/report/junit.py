@@ -20,13 +20,12 @@ from typing import Any
 
 from harness.health import Check
 from harness.recorder import Recording
-from harness.report.terminal import run_label
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
 MEASUREMENT = "measurement"
 
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_PROPERTIES = ("target", "model", "seed", "commit", "version", "status")
+_PROPERTIES = ("seed", "commit", "harness", "status")
 
 
 def render_junit(recording: Recording, verdict: Verdict) -> str:
@@ -64,16 +63,20 @@ def _suite(root: ET.Element, name: str, recording: Recording) -> ET.Element:
 
 
 def _properties(suite: ET.Element, recording: Recording, verdict: Verdict) -> None:
+    run, target = recording.run, recording.run.get("target")
+    known: Mapping[str, Any] = target if isinstance(target, Mapping) else {"url": target}
     values: dict[str, Any] = {
-        "run": run_label(recording.run) or recording.folder.name,
-        **{key: recording.run[key] for key in _PROPERTIES if recording.run.get(key) is not None},
+        "run": run.get("id", recording.folder.name),
+        "target": known.get("url"),
+        "model": known.get("model"),
+        **{key: run.get(key) for key in _PROPERTIES},
         "verdict": verdict.outcome,
         "exit_code": int(verdict.exit_code),
     }
     parent = ET.SubElement(suite, "properties")
     for key, value in values.items():
-        shown = value.get("url", "") if isinstance(value, Mapping) else value
-        ET.SubElement(parent, "property", name=key, value=_legal(str(shown)))
+        if value is not None:
+            ET.SubElement(parent, "property", name=key, value=_legal(str(value)))
 
 
 def _budget(suite: ET.Element, name: str, row: BudgetVerdict) -> None:

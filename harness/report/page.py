@@ -1,4 +1,4 @@
-"""One HTML file that answers: did it pass, by how much, which step, since when, can I trust it?
+"""The page: did it pass, by how much, which step, since when, and can I trust it.
 
 Needs no script and makes no request, so it reads the same from a mail, an artifact store or disk.
 What is computed comes from `facts`, what is said from `words`; this file only lays it out.
@@ -6,8 +6,7 @@ What is computed comes from `facts`, what is said from `words`; this file only l
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,16 +16,10 @@ from harness import __version__
 from harness.budget import METRICS
 from harness.recorder import Recording
 from harness.report import words
-from harness.report.charts import ROLES, Drawing, draw_all, used_share
-from harness.report.facts import (
-    MOST_BARS,
-    TABLE_STEPS,
-    Findings,
-    StepRow,
-    StepTable,
-    Waterfall,
-    WhyNot,
-)
+from harness.report.charts import Drawing, draw_all, used_share
+from harness.report.facts import Findings, StepRow, StepTable
+from harness.report.paper import ROLES
+from harness.report.waterfall import MOST_BARS, Waterfall, WhyNot
 from harness.units import (
     format_clock,
     format_count,
@@ -37,6 +30,7 @@ from harness.units import (
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
 MOST_BUDGETS, CLOSEST_PASSES, MOST_STEPS, MOST_CHECKS = 15, 5, 40, 14
+TABLE_STEPS = 12
 
 _SECTIONS = (
     ("budgets", "Budgets"),
@@ -73,36 +67,35 @@ def render_page(recording: Recording, verdict: Verdict, findings: Findings) -> s
         "difference": findings.difference,
     }
     nothing = verdict.outcome is Outcome.NO_DATA
-    return _environment().get_template("page.html.j2").render(
-        light=_variables(0),
-        dark=_variables(1),
-        title=run_name(recording),
-        run_line=run_line(recording, findings),
-        verdict=verdict,
-        story=_story(recording, verdict, findings),
-        trust=_trust(verdict, findings),
-        sections=[s for s in _SECTIONS if _has(s[0], findings, nothing=nothing)],
-        interval_name=_interval_name(verdict),
-        budgets=_budgets(verdict),
-        nothing=nothing and "Percentiles, heatmap, steps and comparison need finished requests. "
-        "What happened to each request stands in requests.jsonl beside this report.",
-        drawings=_Defaulted(drawings),
-        missing={name: f.reason for name, f in facts.items() if isinstance(f, WhyNot)},
-        waterfall=_waterfall(recording, findings),
-        against=_against(findings),
-        errors=findings.errors,
-        error_stages=_error_stages(recording),
-        steps=_step_tables(findings),
-        checks=_checks(verdict),
-        definitions=_definitions(verdict, findings),
-        outcomes=_OUTCOMES,
-        footer=" · ".join(
-            [
-                f"latency-harness {recording.run.get('version') or __version__}",
-                *_if_known(recording.run, seed="seed {}", plan_sha256="plan sha256 {:.12}"),
-                "made from the run folder, no network requests, no scripts",
-            ]
-        ),
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            light=_variables(0),
+            dark=_variables(1),
+            run_line=_run_line(recording, findings),
+            verdict=verdict,
+            story=_story(recording, verdict, findings),
+            trust=_trust(verdict, findings),
+            sections=[s for s in _SECTIONS if _has(s[0], findings, nothing=nothing)],
+            interval_name=_interval_name(verdict),
+            budgets=_budgets(verdict),
+            nothing=nothing
+            and "Percentiles, heatmap, steps and comparison need finished requests. "
+            "What happened to each request stands in requests.jsonl beside this report.",
+            drawings=_Defaulted(drawings),
+            missing={name: f.reason for name, f in facts.items() if isinstance(f, WhyNot)},
+            waterfall=_waterfall(recording, findings),
+            against=_against(findings),
+            errors=findings.errors,
+            error_stages=_error_stages(recording),
+            steps=_step_tables(findings),
+            checks=_checks(verdict),
+            definitions=_definitions(verdict, findings),
+            outcomes=_OUTCOMES,
+            others=_others(recording, findings),
+            footer=_footer(recording),
+        )
     )
 
 
@@ -148,32 +141,39 @@ def _variables(theme: int) -> Markup:
     return Markup(" ".join(f"--{role}: {pair[theme]};" for role, pair in ROLES.items()))  # noqa: S704 - our own constants
 
 
-def _if_known(run: Mapping[str, Any], **templates: str) -> Iterable[str]:
-    return (text.format(run[key]) for key, text in templates.items() if run.get(key) is not None)
-
-
-def run_name(recording: Recording) -> str:
-    """Return the name of what was tested."""
-    return str(recording.run.get("name") or recording.folder.name)
-
-
-def run_line(recording: Recording, findings: Findings) -> list[str]:
-    """Return which run this is: its id, target, model, commit, time and length."""
-    run, started = recording.run, recording.run.get("started_unix_s")
-    target = run.get("target")
-    known = {**run, **target} if isinstance(target, Mapping) else {**run, "url": target}
+def _run_line(recording: Recording, findings: Findings) -> list[str]:
     minutes, seconds = divmod(round(findings.end_s), 60)
     return [
-        str(run.get("run") or recording.folder.name),
-        *_if_known(known, url="target {}", model="model {}", commit="commit {:.12}"),
-        *([time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started))] if started else []),
+        *words.run_line(recording),
         f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s",
-        *(["interrupted"] if run.get("status") == "interrupted" else []),
+        *(["interrupted"] if recording.run.get("status") == "interrupted" else []),
     ]
 
 
+def _footer(recording: Recording) -> str:
+    run = recording.run
+    scenario, seed = run.get("scenario"), run.get("seed")
+    made = [f"latency-harness {run.get('harness') or __version__}"]
+    if isinstance(scenario, Mapping):
+        made.append(f"{scenario.get('file')} sha256 {str(scenario.get('sha256'))[:12]}")
+    if seed is not None:
+        made.append(f"seed {seed}")
+    made.append("made from the run folder: no network requests, no scripts")
+    return " · ".join(made)
+
+
+def _others(recording: Recording, findings: Findings) -> list[dict[str, Drawing]]:
+    """Draw the charts of other budgets that did not pass."""
+    names = ("over-time", "heatmap", "nines")
+    drawn = [
+        draw_all(recording, other, only=names, prefix=f"o{i}-")
+        for i, other in enumerate(findings.others)
+    ]
+    return [charts for charts in drawn if "over-time" in charts]
+
+
 def _error_stages(recording: Recording) -> list[str]:
-    """The columns of the errors table: every stage, or none (a total instead) where they are many."""
+    """Return the columns of the errors table: every stage, or none (a total) if they are many."""
     names = [stage.name for stage in recording.stages]
     return names if len(names) <= 4 else []
 
@@ -187,7 +187,7 @@ def _has(section: str, findings: Findings, *, nothing: bool) -> bool:
 def _story(
     recording: Recording, verdict: Verdict, findings: Findings
 ) -> list[tuple[str, str | None]]:
-    """What stands below the verdict's sentence: pieces of text, some of them links."""
+    """Return what stands below the verdict's sentence: pieces of text, some of them links."""
     story: list[tuple[str, str | None]] = []
     since, focus = findings.since, findings.focus
     if since and focus and focus.outcome is Outcome.FAIL:
@@ -202,11 +202,8 @@ def _story(
         story.append((verdict.detail + " ", None))
     slow = findings.slow_step
     if slow and verdict.outcome is Outcome.FAIL:
-        story += [
-            (slow.step, "step"),
-            ((f" makes {words.share_of_extra(slow.share)} of the extra time of slow {slow.root} "
-             "journeys."), None),
-        ]
+        said = f" makes {words.share_of_extra(slow.share)} of the extra time of slow "
+        story += [(slow.step, "step"), (f"{said}{slow.root} journeys.", None)]
     return story
 
 
@@ -229,8 +226,9 @@ def _trust(verdict: Verdict, findings: Findings) -> dict[str, Any]:
     ]
     if verdict.outcome is Outcome.NO_DATA:
         failed = sum(sum(kind.by_stage.values()) for kind in findings.errors)
-        facts.append((f"{format_count(failed)} failed", ", ".join(
-            kind.kind for kind in findings.errors[:3])))
+        facts.append(
+            (f"{format_count(failed)} failed", ", ".join(kind.kind for kind in findings.errors[:3]))
+        )
     if health.cut_off:
         facts.append((f"{format_count(health.cut_off)} cut off", ""))
     if health.send_lag_p99_ns is not None:
@@ -264,7 +262,9 @@ def _budgets(verdict: Verdict) -> dict[str, Any]:
     return {
         "heading": words.budgets_heading(every),
         "note": "One scale for all rows: share of the limit used. Mark: observed value. Bar: its "
-        "interval. Left of the line passes. Worst first." if every else "",
+        "interval. Left of the line passes. Worst first."
+        if every
+        else "",
         "shown": [_budget_row(v) for v in shown],
         "folded": [_budget_row(v) for v in folded],
         "fold_text": f"{len(folded)} more budgets pass, none above "
@@ -292,7 +292,7 @@ def _budget_row(v: BudgetVerdict) -> dict[str, Any]:
 
 
 def _bar(v: BudgetVerdict) -> dict[str, Any] | None:
-    """Positions in percent of a scale from 0 to twice the limit."""
+    """Return positions in percent of a scale from 0 to twice the limit."""
     if v.used is None:
         return None
     ends = [used_share(v, end) for end in (v.low, v.high)]
@@ -354,7 +354,7 @@ def _against(findings: Findings) -> str:
 
 
 def _step_tables(findings: Findings) -> list[dict[str, Any]]:
-    """The focus's stage first; the others are folded."""
+    """Return the focus's stage first; the others are folded."""
     first = findings.focus.stage if findings.focus else None
     tables = sorted(findings.steps, key=lambda table: table.stage != first)
     return [_step_table(table) for table in tables]
@@ -414,9 +414,11 @@ def _definitions(verdict: Verdict, findings: Findings) -> Sequence[tuple[str, st
         ("p99", "99 of 100 requests were faster. Dotted where fewer than 10 requests lie above."),
         (
             _interval_name(verdict),
-            ("Range of true values that this sample does not rule out: each end holds with that "
-            "confidence (exact order statistics for percentiles, Clopper–Pearson for shares). "
-            "“?” means that this n gives no end."),
+            (
+                "Range of true values that this sample does not rule out: each end holds with that "
+                "confidence (exact order statistics for percentiles, Clopper–Pearson for shares). "
+                "“?” means that this n gives no end."
+            ),
         ),
         (
             "Of limit",

@@ -63,10 +63,12 @@ def render_terminal(
     color: bool,
     unicode: bool,
     width: int = WIDTH,
+    exit_code: int | None = None,
 ) -> str:
     """Return the summary, without a line end after its last line.
 
     `run` is run.json, `files` what was written, as it should be shown. `width` counts up to 80.
+    `exit_code` is what the command ends with where that is not the verdict's (an interrupted run).
     """
     pen = _Pen(width=max(40, min(width, WIDTH)), unicode=unicode)
     lines = [
@@ -75,7 +77,7 @@ def render_terminal(
         *_trust(verdict, findings, pen),
         *_table(verdict, pen),
         _Line(""),
-        *_footer(files, verdict, pen),
+        *_footer(files, verdict.exit_code if exit_code is None else exit_code, pen),
     ]
     return "\n".join(line.painted(pen, color=color) for line in lines)
 
@@ -84,9 +86,8 @@ def render_terminal(
 
 
 def run_label(run: Mapping[str, Any]) -> str:
-    """Name the run by its id: `run 418`; an id that is no bare number stands as it is."""
-    name = str(run.get("run") or run.get("id") or "")
-    return f"run {name}" if name.isdigit() else name
+    """Name the run by its id: `run 418`; empty where it has none."""
+    return f"run {run['id']}" if run.get("id") else ""
 
 
 def tally(verdict: Verdict) -> str:
@@ -338,8 +339,8 @@ def _left_out(rows: Iterable[BudgetVerdict]) -> str:
     return f"{format_count(len(outcomes))} more are not shown: {', '.join(parts)}"
 
 
-def _footer(files: Sequence[str], verdict: Verdict, pen: _Pen) -> list[_Line]:
-    code = f"exit code {verdict.exit_code:d}"
+def _footer(files: Sequence[str], exit_code: int, pen: _Pen) -> list[_Line]:
+    code = f"exit code {exit_code:d}"
     lines: list[str] = []
     for file in files:
         for piece in _pieces(pen.clean(file), pen.width):

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.budget import Budget
 from harness.recorder import Recording, StageWindow
 from harness.report.facts import (
-    MOST_BARS,
-    Bar,
     Findings,
     Heat,
     Knee,
@@ -25,8 +24,8 @@ from harness.report.facts import (
     OverTime,
     Since,
     Subject,
-    Waterfall,
 )
+from harness.report.waterfall import MOST_BARS, Bar, Waterfall
 from harness.units import (
     MINUS,
     NARROW_SPACE,
@@ -54,7 +53,7 @@ class Words:
 
     @property
     def described(self) -> str:
-        """The numbers as one text, for a reader who cannot see the chart."""
+        """Return the numbers as one text, for a reader who cannot see the chart."""
         head, *names = self.columns or ("",)
         lines = [
             f"{head} {row[0]}: "
@@ -65,11 +64,32 @@ class Words:
         return "; ".join([*lines, *([f"and {more} more rows"] if more else [])]) + "."
 
 
+# --- the run ---
+
+
+def run_line(recording: Recording) -> list[str]:
+    """Return which run this is: name, id, target, model, commit and time."""
+    run = recording.run
+    target = run.get("target")
+    known = {**run, **(target if isinstance(target, Mapping) else {"url": target})}
+    templates = {
+        "name": "{}",
+        "id": "run {}",
+        "url": "target {}",
+        "model": "model {}",
+        "commit": "commit {}",
+    }
+    said = [text.format(known[key]) for key, text in templates.items() if known.get(key)]
+    started = run.get("started_unix_s")
+    when = [time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started))] if started else []
+    return [*(said or [recording.folder.name]), *when]
+
+
 # --- quantities ----------------------------------------------------------------------------------
 
 
 def short(name: str, length: int = NAME_LENGTH) -> str:
-    """The name with its middle left out when it is longer than `length`."""
+    """Return the name, its middle left out when it is longer than `length`."""
     if len(name) <= length:
         return name
     head = (length - 1) // 2
@@ -77,7 +97,7 @@ def short(name: str, length: int = NAME_LENGTH) -> str:
 
 
 def number(value: float | None, kind: str, unit: TimeUnit | None = None) -> str:
-    """A value of a metric of that kind; an absent one is a dash."""
+    """Write a value of a metric of that kind; an absent one is a dash."""
     if value is None or math.isnan(value):
         return "–"
     if kind == "time":
@@ -88,7 +108,7 @@ def number(value: float | None, kind: str, unit: TimeUnit | None = None) -> str:
 
 
 def percent(share: float) -> str:
-    """Whole percents; what is not nothing or all is never shown as it."""
+    """Write whole percents; what is not nothing or all is never shown as it."""
     whole = round(abs(share) * 100)
     if not whole:
         text = "<1" if share else "0"
@@ -99,7 +119,7 @@ def percent(share: float) -> str:
 
 
 def share_of_extra(share: float) -> str:
-    """How much of the extra time one step makes; other steps can be faster, so it can be over all."""
+    """Say how much of the extra time a step makes; over all where other steps were faster."""
     if share >= 1:
         return "all"
     return "nearly all" if share >= 0.995 else percent(share)
@@ -111,17 +131,17 @@ def signed(value: float, kind: str = "time") -> str:
 
 
 def limit_of(budget: Budget) -> str:
-    """The limit as it was declared, with a space before its unit."""
+    """Write the limit as it was declared, with a space before its unit."""
     return re.sub(r"(?<=[0-9])(?=[^0-9.])", NARROW_SPACE, budget.limit_text, count=1)
 
 
 def operator_of(budget: Budget) -> str:
-    """The operator as it is printed."""
+    """Write the operator."""
     return {"<=": "≤", ">=": "≥"}.get(budget.op, budget.op)
 
 
 def observed(verdict: BudgetVerdict) -> str:
-    """The observed value in the limit's unit; in brackets when it is not to be judged."""
+    """Write the observed value in the limit's unit; in brackets when it is not judged."""
     if verdict.observed is None:
         return "–"
     text = format_value(verdict.budget, verdict.observed)
@@ -143,7 +163,7 @@ def interval(verdict: BudgetVerdict) -> str:
 
 
 def metric_unit(subject: Subject) -> TimeUnit | None:
-    """The unit of the subject's limit, if it has one."""
+    """Return the unit of the subject's limit, if it has one."""
     return subject.budget.time_unit if subject.budget else None
 
 
@@ -174,7 +194,7 @@ def since_text(since: Since, findings: Findings) -> str:
 
 
 def load_change(since: Since, recording: Recording) -> str:
-    """What happened to the load before `since`: `load rose from 20/s to 60/s at 6:00`, or nothing."""
+    """Say how the load changed before: `load rose from 20/s to 60/s at 6:00`, or nothing."""
     names = [stage.name for stage in recording.stages]
     at = names.index(since.stage)
     stage = recording.stages[at]
@@ -198,7 +218,7 @@ def _still_over(findings: Findings) -> bool:
 
 
 def over_time(_: Recording, findings: Findings, facts: OverTime) -> Words:
-    """Percentiles in windows, and since when."""
+    """Say since when the limit is missed."""
     subject = findings.subject
     assert subject is not None
     unit = metric_unit(subject)
@@ -233,29 +253,26 @@ def over_time(_: Recording, findings: Findings, facts: OverTime) -> Words:
 
 def _over_time_heading(findings: Findings, facts: OverTime, subject: Subject) -> str:
     focus, name = findings.focus, subject.name
-    if focus is None:
+    if focus is None or focus.budget.quantile is None:
         return f"{name} over time"
-    what, limit = f"{name} {focus.budget.statistic}".rstrip(), limit_of(focus.budget)
     if focus.outcome is Outcome.INVALID:
         return f"{name} over time: the {focus.stage} stage was not measured properly"
-    if focus.budget.quantile is None:
-        return f"{name} over time"
-    if facts.since and _still_over(findings):
-        return f"{what} has been over {limit} {since_text(facts.since, findings)}"
+    what, limit = focus.budget.subject, limit_of(focus.budget)
     windows = _counted(facts.judged, "window")
     if facts.since:
-        return (
-            f"{what} was over {limit} {since_text(facts.since, findings)}: "
-            f"{facts.flagged} of {windows} beyond chance"
-        )
+        still = _still_over(findings)
+        when = f"{what} {'has been' if still else 'was'} over {limit} "
+        when += since_text(facts.since, findings)
+        return when if still else f"{when}: {facts.flagged} of {windows} beyond chance"
     above = f"{facts.above or 'none'} of {windows} above {limit}"
-    if focus.outcome is Outcome.FAIL:
-        return f"{what} broke its limit without a clear start: {above}"
-    if focus.outcome is not Outcome.PASS:
-        return f"{what} cannot be decided yet: {above}"
+    said = {
+        Outcome.FAIL: "broke its limit without a clear start",
+        Outcome.PASS: "held",
+    }.get(focus.outcome, "cannot be decided yet")
+    chance = ", within chance" if facts.above else ""
     if facts.flagged:
-        return f"{what} held: {above}, never two in a row beyond chance"
-    return f"{what} held: {above}" + (", within chance" if facts.above else "")
+        chance = ", never two in a row beyond chance"
+    return f"{what} {said}: {above}{chance if focus.outcome is Outcome.PASS else ''}"
 
 
 def _counted(n: int, noun: str) -> str:
@@ -263,7 +280,7 @@ def _counted(n: int, noun: str) -> str:
 
 
 def load(recording: Recording, findings: Findings, facts: Load) -> Words:
-    """Did the load arrive."""
+    """Say whether the load arrived."""
     short_of = {s: x for s, x in facts.shortfalls.items() if s in findings.invalid_stages}
     if short_of:
         stage, share = max(short_of.items(), key=lambda item: item[1])
@@ -299,11 +316,14 @@ def load(recording: Recording, findings: Findings, facts: Load) -> Words:
 
 
 def heat(_: Recording, __: Findings, facts: Heat) -> Words:
-    """The shape of the latency over time, as counts in coarse bins."""
+    """Say what the heatmap shows, as counts in coarse bins."""
     doubling = 7
     totals = [
-        (float(facts.edges[i]), float(facts.edges[min(i + doubling, len(facts.edges) - 1)]),
-         int(facts.counts[i : i + doubling].sum()))
+        (
+            float(facts.edges[i]),
+            float(facts.edges[min(i + doubling, len(facts.edges) - 1)]),
+            int(facts.counts[i : i + doubling].sum()),
+        )
         for i in range(0, len(facts.edges) - 1, doubling)
     ]
     every = sum(count for _, _, count in totals)
@@ -318,7 +338,7 @@ def heat(_: Recording, __: Findings, facts: Heat) -> Words:
 
 
 def nines(_: Recording, findings: Findings, facts: Nines) -> Words:
-    """How close each percentile comes to the limit."""
+    """Say how close each percentile comes to the limit."""
     subject = findings.subject
     assert subject is not None
     unit, rows = metric_unit(subject), []
@@ -340,8 +360,7 @@ def nines(_: Recording, findings: Findings, facts: Nines) -> Words:
         note=(
             f"{subject.name}. The horizontal axis runs by nines: one step right is ten times "
             "rarer. Bands are 95 % intervals. A dotted line means fewer than 10 requests lie "
-            "above it."
-            + (f" Left out: {', '.join(facts.left_out)}." if facts.left_out else "")
+            "above it." + (f" Left out: {', '.join(facts.left_out)}." if facts.left_out else "")
         ),
         columns=("Stage", "percentile", "value", "interval"),
         rows=tuple(rows),
@@ -372,7 +391,7 @@ def rate_of(level: Level) -> str:
 
 
 def knee(_: Recording, findings: Findings, facts: Knee) -> Words:
-    """How much load the limit allows."""
+    """Say how much load the limit allows."""
     subject = findings.subject
     assert subject is not None
     what = subject.budget.subject if subject.budget else subject.name
@@ -403,12 +422,12 @@ def knee(_: Recording, findings: Findings, facts: Knee) -> Words:
 
 
 def bar_name(bar: Bar) -> str:
-    """The step's name."""
+    """Return the step's name."""
     return bar.step or NO_STEP
 
 
 def waterfall(_: Recording, __: Findings, facts: Waterfall) -> Words:
-    """Which step makes slow journeys slow."""
+    """Say which step makes slow journeys slow."""
     largest = facts.largest
     count, share = len(facts.steps), share_of_extra(largest.share)
     if facts.slow <= facts.median or largest.share <= 0:

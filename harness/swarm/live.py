@@ -8,7 +8,6 @@ raises. Everything goes to the given console, which is that of stderr.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -55,22 +54,23 @@ class LiveView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _unheard():
-            if self._live:
+        if self._live:
+            with _unheard():
                 self._live.stop()
-            elif not self._quiet:
-                self._write(self._lines.last())
+        elif not self._quiet:
+            self._write(self._lines.last())
 
     def update(self, progress: Mapping[str, Any]) -> None:
         """Show the newest progress; a console that is gone is no reason to end a load."""
         if self._quiet:
             return
         state = _Progress.read(progress)
-        with _unheard():
-            if self._live:
-                self._live.update(_screen(state, self._sheet()), refresh=True)
-            else:
-                self._write(self._lines.next(state))
+        if self._live:
+            screen = _screen(state, self._sheet())
+            with _unheard():
+                self._live.update(screen, refresh=True)
+        else:
+            self._write(self._lines.next(state))
 
     def _sheet(self) -> _Sheet:
         return _Sheet(
@@ -79,9 +79,11 @@ class LiveView:
 
     def _write(self, line: str | None) -> None:
         """Write a line as it is: no markup, no colour, not wrapped at the terminal's width."""
-        if line is not None:
-            sheet = _Sheet(width=WIDTH, unicode=_speaks_unicode(self._console))
-            self._console.file.write(sheet.fit(line).rstrip() + "\n")
+        if line is None:
+            return
+        text = _Sheet(width=WIDTH, unicode=_speaks_unicode(self._console)).fit(line).rstrip()
+        with _unheard():
+            self._console.file.write(f"{text}\n")
             self._console.file.flush()
 
 
@@ -135,6 +137,7 @@ class _Progress:
     stage_left_s: float | None
     record: bool
     draining: bool
+    stopping: bool
     planned_rate: float | None
     sent_rate: float | None
     in_flight: float | None
@@ -153,6 +156,7 @@ class _Progress:
             stage_left_s=_number(known.get("stage_left_s")),
             record=known.get("record") is not False,
             draining=known.get("draining") is True,
+            stopping=known.get("stopping") is True,
             planned_rate=_number(known.get("planned_rate")),
             sent_rate=_number(known.get("sent_rate")),
             in_flight=_number(known.get("in_flight")),
@@ -168,6 +172,8 @@ class _Progress:
     @property
     def phase(self) -> str:
         """The stage, and what it is not."""
+        if self.stopping:
+            return "stopping"
         if self.draining:
             return "draining"
         return self.stage if self.record else f"{self.stage} (not judged)"
@@ -194,7 +200,7 @@ def _number(value: Any) -> float | None:
     """Return a finite number of a size that a clock can show."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < 1e15 and math.isfinite(value) else None
+    return float(value) if abs(value) < 1e15 else None  # neither NaN nor infinity
 
 
 def _word(value: Any) -> str:
@@ -250,7 +256,7 @@ def _plain_line(state: _Progress) -> str:
 
 def _figures(state: _Progress) -> list[str]:
     """List the rate and the counts; nobody waits, as a rule, and then nothing is said of it."""
-    figures = [] if state.draining else [state.rate]
+    figures = [] if state.draining or state.stopping else [state.rate]
     if state.in_flight is not None:
         figures.append(f"{format_count(int(state.in_flight))} in flight")
     if state.waiting:
@@ -314,6 +320,8 @@ def _screen(state: _Progress, sheet: _Sheet) -> Text:
 
 
 def _title(state: _Progress) -> str:
+    if state.stopping:
+        return "Stopping: saving what ended, Ctrl-C again ends at once"
     if state.draining:
         return "Draining: waiting for the last requests"
     left = "" if state.stage_left_s is None else f"{format_clock(max(0, state.stage_left_s))} left"

@@ -1,10 +1,10 @@
-"""One short text after the other; after the 130th a pause longer than the server keeps a socket."""
+"""One short text after the other; after the 120th a pause longer than the server keeps a socket."""
 
 from itertools import count
 
 from harness import ModelUser, task
 
-PAUSE_AFTER = 130
+PAUSE_AFTER = 120
 PAUSE_S = 7.0
 
 _rounds = count(1)

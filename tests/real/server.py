@@ -6,6 +6,7 @@ once it listens. It ends with whoever holds the other end of its stdin, however 
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ def weights() -> Path:
 
 def main(kind: str) -> None:
     import xllamacpp
+
+    os.nice(5)  # on a busy machine the generator goes first
 
     params = xllamacpp.CommonParams()
     params.model.path = str(weights())

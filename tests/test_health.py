@@ -1,0 +1,248 @@
+"""An unfit generator is noticed, named, and told what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import stage
+
+from harness.health import Check, Health, assess
+from harness.recorder import Recorder, Recording, load_recording
+
+MS = 1_000_000
+SaveRun = Callable[..., Recording]
+
+
+def steady(
+    *, n: int = 50, lag: int = MS, where: str = "steady", **load: int
+) -> Callable[[Recorder, int], None]:
+    """One interval of a healthy open load, with some counters set otherwise."""
+
+    def fill(recorder: Recorder, _: int) -> None:
+        for _ in range(n):
+            recorder.request(where, "chat", {"ttft": 100 * MS, "send_lag": lag})
+        counters = recorder.load(where)
+        for name, value in {"planned": n, "sent": n, "finished": n, **load}.items():
+            setattr(counters, name, value)
+
+    return fill
+
+
+def check(health: Health, name: str, where: str | None = "steady") -> Check:
+    (found,) = (c for c in health.checks if c.name.startswith(name) and c.stage == where)
+    return found
+
+
+def test_a_healthy_run_is_valid_and_shows_its_figures(save_run: SaveRun) -> None:
+    health = assess(save_run(steady(), clock="monotonic, 1 host"))
+    assert health.valid
+    assert health.broken("steady") == ()
+    assert (health.planned, health.sent, health.dropped, health.cut_off) == (1000, 1000, 0, 0)
+    assert health.send_lag_p99_ns == pytest.approx(MS, rel=1e-3)
+    assert health.cpu_p95 == pytest.approx(0.2)
+    assert health.clock == "monotonic, 1 host"
+
+
+@pytest.mark.parametrize(
+    ("what", "fill", "run", "name", "measured", "must"),
+    [
+        ("late sends", steady(lag=12 * MS), {}, "Send lag", "12 ms", "< 10 ms"),
+        (
+            "a send lag of exactly the limit",
+            steady(lag=10 * MS),
+            {},
+            "Send lag",
+            "10 ms",
+            "< 10 ms",
+        ),
+        ("a rate reached by 80 %", steady(sent=40), {}, "Planned rate", "80 %", "≥ 90 %"),
+        ("no arrivals", steady(planned=0, sent=0), {}, "Planned rate", "no arrivals", "≥ 90 %"),
+        ("one dropped arrival", steady(dropped=1), {}, "Arrivals never sent", "20", "0"),
+        ("2 % cut off", steady(cut_off=1), {}, "Cut off", "20 (2 %)", "≤ 1 %"),
+        ("a busy processor", steady(), {"cpu": 0.9}, "Generator CPU", "90 %", "< 85 %"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) and " " in value else "",
+)
+def test_what_makes_a_stage_unfit_is_measured_and_named(
+    save_run: SaveRun,
+    what: str,
+    fill: Callable[[Recorder, int], None],
+    run: dict[str, Any],
+    name: str,
+    measured: str,
+    must: str,
+) -> None:
+    health = assess(save_run(fill, **run))
+    broken = check(health, name)
+    assert not broken.ok, what
+    assert not health.valid
+    assert broken in health.broken("steady")
+    assert (broken.measured.replace("\u202f", " "), broken.must.replace("\u202f", " ")) == (
+        measured,
+        must,
+    )
+    assert broken.why
+    assert broken.remedy
+
+
+@pytest.mark.parametrize(
+    ("what", "fill", "run", "name"),
+    [
+        ("a send lag below the limit", steady(lag=9_900_000), {}, "Send lag"),
+        ("a rate reached by 90 %", steady(sent=45), {}, "Planned rate"),
+        ("no more than 1 % cut off", steady(n=100, cut_off=1), {}, "Cut off"),
+        ("a processor just below its limit", steady(), {"cpu": 0.84}, "Generator CPU"),
+    ],
+)
+def test_what_is_just_good_enough_is_good_enough(
+    save_run: SaveRun,
+    what: str,
+    fill: Callable[[Recorder, int], None],
+    run: dict[str, Any],
+    name: str,
+) -> None:
+    assert check(assess(save_run(fill, **run)), name).ok, what
+
+
+def test_one_late_send_in_two_hundred_is_no_slow_generator(save_run: SaveRun) -> None:
+    def fill(recorder: Recorder, i: int) -> None:
+        steady(n=49)(recorder, i)
+        recorder.request("steady", "chat", {"send_lag": MS if i % 4 else 500 * MS})
+
+    assert check(assess(save_run(fill)), "Send lag").ok
+
+
+@pytest.mark.parametrize(
+    ("status", "ok", "measured"),
+    [
+        ("complete", True, "complete"),
+        ("interrupted", True, "interrupted"),
+        ("running", False, "never ended (a crash?)"),
+        ("crashed", False, "crashed"),
+    ],
+)
+def test_only_a_run_that_ended_by_itself_or_by_the_user_is_whole(
+    save_run: SaveRun, status: str, ok: bool, measured: str
+) -> None:
+    ended = check(assess(save_run(steady(), status=status)), "The run ended", None)
+    assert (ended.ok, ended.measured) == (ok, measured)
+
+
+def test_a_missing_histogram_is_a_lost_record(save_run: SaveRun) -> None:
+    recording = save_run(steady())
+    log = recording.folder / "latency.hlog"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-3]))
+    health = assess(load_recording(recording.folder))
+    assert check(health, "Lost records", None).measured == "3"
+    assert not health.valid
+
+
+def test_reports_that_workers_never_delivered_are_lost_records(save_run: SaveRun) -> None:
+    lost = check(assess(save_run(steady(), lost_reports=2)), "Lost records", None)
+    assert (lost.ok, lost.measured) == (False, "2")
+
+
+def test_samples_outside_the_range_are_said(save_run: SaveRun) -> None:
+    def fill(recorder: Recorder, i: int) -> None:
+        steady()(recorder, i)
+        recorder.add("steady", "chat", "connect", -1 if i == 3 else MS)
+
+    clamped = check(assess(save_run(fill)), "Samples outside", None)
+    assert (clamped.ok, clamped.measured) == (False, "1")
+
+
+def test_what_holds_for_the_run_is_broken_in_every_stage(save_run: SaveRun) -> None:
+    stages = [stage("one", 0, 10), stage("two", 10, 20)]
+    health = assess(save_run(steady(where="one"), stages=stages, status="crashed"))
+    assert "The run ended by itself" in [c.name for c in health.broken("one")]
+    assert "The run ended by itself" in [c.name for c in health.broken("two")]
+
+
+def test_a_stage_answers_for_its_own_checks_alone(save_run: SaveRun) -> None:
+    def fill(recorder: Recorder, i: int) -> None:
+        steady(where="one" if i < 10 else "two", lag=MS if i < 10 else 50 * MS)(recorder, i)
+
+    stages = [stage("one", 0, 10), stage("two", 10, 20)]
+    health = assess(save_run(fill, stages=stages))
+    assert health.broken("one") == ()
+    assert [c.name for c in health.broken("two")] == ["Send lag, p99"]
+    assert health.send_lag_p99_ns == pytest.approx(50 * MS, rel=1e-3), "the worst stage is shown"
+
+
+def test_a_stage_that_is_not_recorded_is_not_checked(save_run: SaveRun) -> None:
+    def fill(recorder: Recorder, i: int) -> None:
+        if i < 5:
+            steady(where="warmup", lag=900 * MS, sent=10, dropped=40)(recorder, i)
+        else:
+            steady()(recorder, i)
+
+    stages = [stage("warmup", 0, 5, record=False), stage("steady", 5, 20)]
+    health = assess(save_run(fill, stages=stages))
+    assert health.valid
+    assert (health.planned, health.dropped) == (750, 0)
+
+
+def test_a_closed_load_has_no_planned_rate_to_reach(save_run: SaveRun) -> None:
+    stages = [stage(planned_rate_per_s=None, load="50 users")]
+    health = assess(save_run(steady(planned=0), stages=stages))
+    assert health.valid
+    assert not any(c.name.startswith(("Planned rate", "Arrivals")) for c in health.checks)
+
+
+def test_what_was_sent_only_after_the_stage_does_not_reach_its_rate(save_run: SaveRun) -> None:
+    """All 1,000 arrivals were sent in the end, but 300 of them when the stage was over."""
+
+    def fill(recorder: Recorder, i: int) -> None:
+        if i < 20:
+            steady(n=35, planned=50)(recorder, i)
+        else:
+            steady(n=300, planned=0)(recorder, i)
+
+    reached = check(assess(save_run(fill, intervals=21)), "Planned rate")
+    assert (reached.ok, reached.measured) == (False, "70\u202f%")
+
+
+@pytest.mark.parametrize("waited", [0, 7])
+def test_a_rate_missed_because_users_were_busy_is_laid_to_the_target(
+    save_run: SaveRun, waited: int
+) -> None:
+    fill = steady(sent=40, dropped=10, waited=waited, in_flight=64)
+    health = assess(save_run(fill))
+    for name in ("Planned rate", "Arrivals never sent"):
+        assert check(health, name).target_caused == (waited > 0)
+    remedy = check(health, "Planned rate").remedy
+    assert ("all 64 users were busy" in remedy) == (waited > 0)
+
+
+def test_no_blame_for_the_generators_own_faults_falls_on_the_target(save_run: SaveRun) -> None:
+    health = assess(save_run(steady(lag=50 * MS, waited=9), cpu=0.99, status="crashed"))
+    for name, where in (
+        ("Send lag", "steady"),
+        ("Generator CPU", "steady"),
+        ("The run ended", None),
+        ("Lost records", None),
+    ):
+        assert not check(health, name, where).target_caused
+
+
+def test_without_send_lags_or_cpu_there_is_no_figure_rather_than_zero(save_run: SaveRun) -> None:
+    def fill(recorder: Recorder, _: int) -> None:
+        recorder.request("steady", "chat", {"ttft": MS})
+        load = recorder.load("steady")
+        load.planned += 1
+        load.sent += 1
+
+    health = assess(save_run(fill, cpu=None))
+    assert (health.send_lag_p99_ns, health.cpu_p95, health.clock) == (None, None, "unknown")
+
+
+def test_the_processor_is_judged_within_the_stage_only(save_run: SaveRun) -> None:
+    recording = save_run(steady(), stages=[stage(end_s=10)], intervals=10)
+    lines = recording.folder / "intervals.jsonl"
+    late = json.dumps({"i": 15, "cpu": 0.99, "load": {}, "metrics": [], "steps": []}) + "\n"
+    lines.write_text(lines.read_text() + late)
+    assert assess(load_recording(recording.folder)).cpu_p95 == pytest.approx(0.2)
