@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint format real example setup lock clean
+.PHONY: demo test lint format real docs example setup lock clean
 
 demo: $(READY)  ## run the main job on the embedded endpoint, leave a report
 	$(BIN)/harness run locustfiles/chat.yaml
@@ -37,6 +37,9 @@ lock: $(READY)  ## write the installed versions down as the tested ones
 
 clean:
 	rm -rf .venv .real build dist *.egg-info .mypy_cache .ruff_cache
+
+docs: $(READY)  ## write the generated parts of README.md
+	$(BIN)/python tests/readme_parts.py
 
 example: $(READY)  ## run the committed example again (it FAILs: exit code 3) and its picture
 	rm -rf build/example

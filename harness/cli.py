@@ -45,7 +45,7 @@ class _Group(click.Group):
 )
 @click.version_option(__version__, prog_name="harness")
 def main() -> None:
-    """Load-test a model endpoint; fail the run when a latency budget is exceeded.
+    r"""Load-test a model endpoint; fail the run when a latency budget is exceeded.
 
     \b
     Exit codes: 0 PASS, 2 usage or plan error, 3 FAIL, 4 INCONCLUSIVE, 5 INVALID measurement,
@@ -60,9 +60,9 @@ def main() -> None:
 @click.option("--model", help="Model name sent with each request.")
 @click.option("--rate", help="Poisson arrivals, like 20/s (open model).")
 @click.option("--arrivals", help="Arrival process, like `constant 5/s` (open model).")
-@click.option("--concurrency", help="Number of users that each wait for their reply (closed model).")
+@click.option("--concurrency", help="Number of users, each waiting for its reply (closed model).")
 @click.option("--for", "duration", help="How long, like 60s.")
-@click.option("--budget", "budgets", multiple=True, help='Like "chat.ttft p99 < 800ms"; repeatable.')
+@click.option("--budget", "budgets", multiple=True, help='Like "chat.ttft p99 < 800ms".')
 @click.option("--inputs", type=click.Path(path_type=Path), help="File of prompts or a trace.")
 @click.option("--header", "headers", multiple=True, help='Like "X-Team: search"; repeatable.')
 @click.option("--seed", help="Seed of arrivals and inputs; the same seed plans the same run.")

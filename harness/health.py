@@ -88,6 +88,7 @@ def _stage_checks(recording: Recording, stage: StageWindow) -> list[Check]:
     if stage.planned_rate_per_s is not None:
         checks.append(_check_rate(recording, stage))
         checks.append(_check_dropped(recording, stage))
+        checks.append(_check_waited(recording, stage))
     checks.append(_check_cut_off(recording, stage.name))
     cpu = _cpu_p95(recording, stage)
     if cpu is not None:
@@ -140,6 +141,24 @@ def _check_dropped(recording: Recording, stage: StageWindow) -> Check:
         why="requests that were never sent are the slowest ones",
         remedy="raise max_in_flight, lower the rate, or allow a longer drain",
         target_caused=totals.waited > 0,
+    )
+
+
+def _check_waited(recording: Recording, stage: StageWindow) -> Check:
+    """What happened at `max_in_flight`: never broken, since the wait counts as response time."""
+    totals = recording.load_totals(stage.name)
+    series = recording.series(stage.name, RUN, "slot_wait")
+    longest = series.total.max if series else None
+    waited = f", up to {format_duration(longest)}" if longest is not None else ""
+    limit = stage.max_in_flight
+    return Check(
+        name="Waited at max_in_flight" if limit is None else f"Waited at max_in_flight {limit}",
+        stage=stage.name,
+        measured=f"{format_count(totals.waited)} of {format_count(totals.planned)}{waited}",
+        must="counted",
+        ok=True,
+        why="an arrival that finds every user busy waits, and its wait is response time",
+        remedy="",
     )
 
 

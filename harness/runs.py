@@ -62,7 +62,7 @@ def run_plan(plan: Plan, out: Path, on_progress: Callable[[dict[str, Any]], None
         check_preflight(plan, ready, url)
         undo.pop_all()
         folder.update(clock=ready.clock)
-        ended = _load(plan, workers, folder, Progress(plan, stages, interval_ns / 1e9), on_progress)
+        ended = _load(workers, folder, Progress(plan, stages, interval_ns / 1e9), on_progress)
         _close(folder, ended)
     return judge_folder(out, interrupted=ended.interrupted)
 
@@ -119,7 +119,7 @@ def budgets_of(recording: Recording) -> tuple[Budget, ...]:
 
 
 def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
-    """Raise TargetError for a target that does not answer, PlanError for a budget without a step."""
+    """Raise TargetError for a target that does not answer, PlanError for a budget's wrong step."""
     check_probes(ready.probes, url)
     seen = [name for probe in ready.probes for name, _, _ in probe.steps]
     wanted = [budget.step for budget in plan.budgets if budget.step != RUN]
@@ -129,7 +129,6 @@ def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
 
 
 def _load(
-    plan: Plan,
     workers: Workers,
     folder: RunFolder,
     progress: Progress,

@@ -1,8 +1,8 @@
 """What a sample says about the truth behind it: bounds at a declared confidence, and how many
 samples a claim needs.
 
-The exceedance of a limit is a share k/n. Its bounds are Clopper and Pearson's (Biometrika 26, 1934),
-each end by itself at the declared confidence. `vif` (variance inflation, 1 for independent samples)
+The exceedance of a limit is a share k/n. Its bounds are Clopper and Pearson's (Biometrika 26,
+1934), each end by itself at the declared confidence. `vif` (variance inflation, 1 for independent samples)
 shrinks k and n to an effective sample, after Korn and Graubard (Survey Methodology 24, 1998).
 """
 
@@ -69,7 +69,7 @@ def _root(excess: Callable[[float], float], start: float, end: float) -> float |
 def quantile_interval(
     histogram: Histogram, q: float, confidence: float, *, vif: float = 1.0
 ) -> tuple[int | None, int | None]:
-    """Bounds of the true q-quantile, each at `confidence`; None where the sample cannot give one."""
+    """Bounds of the true q-quantile, each at `confidence`; None where the sample gives none."""
     low, high = quantile_ranks(histogram.n, q, confidence, vif=vif)
     return (
         None if low is None else histogram.at_rank(low),

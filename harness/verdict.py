@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     INVALID = "INVALID"
     NO_DATA = "NO DATA"
     INCONCLUSIVE = "INCONCLUSIVE"
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105 - no password
 
 
 EXIT_CODES = {
@@ -145,7 +145,7 @@ def judge(recording: Recording, budgets: Sequence[Budget]) -> Verdict:
     judged += [_not_recorded(recording, budget) for budget in budgets if _unknown(budget, recorded)]
     judged.sort(key=lambda b: (_WORST_FIRST.index(b.outcome), -(b.used or 0.0)))
     outcome = _overall(recording, recorded, judged, health)
-    sentence, detail = _headline(outcome, judged, health, recording)
+    sentence, detail = _headline(outcome, judged, recording)
     return Verdict(
         outcome=outcome, budgets=tuple(judged), health=health, sentence=sentence, detail=detail
     )
@@ -483,7 +483,7 @@ def _overall(
 
 
 def _headline(
-    outcome: Outcome, judged: Sequence[BudgetVerdict], health: Health, recording: Recording
+    outcome: Outcome, judged: Sequence[BudgetVerdict], recording: Recording
 ) -> tuple[str, str]:
     """One sentence for the top of every report, and what more there is to say."""
     if outcome is Outcome.NO_DATA:

@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 import os
+import re
 import resource
 import shutil
 import stat
@@ -232,7 +233,7 @@ def test_merged_reports_of_several_workers_equal_one_recorder_that_was_fed_all(
 def test_merged_load_is_that_of_the_busiest_cpu_and_of_all_users_together() -> None:
     one = Report(3, cpu=0.2, journeys=[journey(1)])
     other = Report(3, cpu=0.7, journeys=[journey(2)])
-    merged = merge_reports([one, other, Report(3)])
+    merged = merge_reports([one, other, Report(3, cpu=0.4), Report(3)])
     assert (merged.index, merged.cpu, len(merged.journeys)) == (3, 0.7, 2)
     assert merge_reports([Report(3), Report(3)]).cpu is None
 
@@ -796,7 +797,39 @@ def test_the_sound_run_of_the_two_tests_above_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
     for other, content in sound_run().items():
         (tmp_path / other).write_bytes(data if other == name else content)
-    with pytest.raises(RecordingError):
+    place = "damaged" if data == b"3\n" else re.escape(str(tmp_path / name))
+    with pytest.raises(RecordingError, match=place):
+        load_recording(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["i"], -1),
+        (["i"], 1.5),
+        (["i"], 10**9),  # a timeline of decades
+        (["cpu"], 1e308),
+        (["load", "steady", "sent"], -1),
+        (["metrics", 0, 3], 0),  # a row of no samples
+        (["metrics", 0, 4], 10**15),  # a minimum above the maximum
+        (["metrics", 0, 8, 0, 1], 6),  # more over the limit than there are samples
+        (["steps", 0, 3], 7),  # more good requests than requests
+        (["steps", 0, 4, "timeout"], 2),
+    ],
+    ids=str,
+)
+def test_figures_that_no_run_can_have_are_refused(
+    tmp_path: Path, place: list[str | int], value: float
+) -> None:
+    for name, content in sound_run().items():
+        (tmp_path / name).write_bytes(content)
+    first, *rest = (tmp_path / "intervals.jsonl").read_text().splitlines(keepends=True)
+    line = json.loads(first)
+    holder = functools.reduce(lambda inner, key: inner[key], place[:-1], line)
+    assert holder[place[-1]] != value
+    holder[place[-1]] = value
+    (tmp_path / "intervals.jsonl").write_text(json.dumps(line) + "\n" + "".join(rest))
+    with pytest.raises(RecordingError, match="damaged"):
         load_recording(tmp_path)
 
 

@@ -45,9 +45,7 @@ VOID = {"meta", "link", "br", "wbr", "img", "hr", "input", "source"}
 
 def found(name):
     recording, verdict = SAMPLES[name]()
-    return SimpleNamespace(
-        recording=recording, verdict=verdict, facts=findings(recording, verdict)
-    )
+    return SimpleNamespace(recording=recording, verdict=verdict, facts=findings(recording, verdict))
 
 
 @pytest.fixture(scope="module")

@@ -644,7 +644,7 @@ def test_a_lower_limits_sentence_says_what_it_must_be(judged: Judged) -> None:
 
 def test_an_inconclusive_runs_sentence_counts_what_is_open(judged: Judged) -> None:
     verdict = judged(replies([100 * MS] * 1000), PASSES, UNSURE)
-    assert verdict.sentence == "1 of 2 budget cannot be decided yet."
+    assert verdict.sentence == "1 of 2 budgets cannot be decided yet."
     assert "needs at least 2,995 samples, has 1,000" in plain(verdict.detail)
 
 

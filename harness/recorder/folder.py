@@ -1,8 +1,8 @@
 """The run folder on disk: opened before the load, flushed every interval, never half a line.
 
     run.json         what was run, on what, how it ended (replaced as a whole, atomically)
-    latency.hlog     HdrHistogram log 1.3; one tagged line per stage, step, metric and interval, in µs
-    intervals.jsonl  per interval: exact counts, extremes and sums, counts over each declared limit, load
+    latency.hlog     HdrHistogram log 1.3: a line per stage, step, metric and interval, in µs
+    intervals.jsonl  per interval: exact counts, extremes, sums, counts over each limit, load
     requests.jsonl   kept journeys (slowest, random, failed) with their steps
 
 A write that fails (a full disk) leaves the file at its last whole interval; what could not be
@@ -129,7 +129,7 @@ class RunFolder:
         for file in self._files.values():
             file.close()
         if lost:
-            raise RecordingError(f"{self.path}: {lost:,} bytes could not be saved; is the disk full?")
+            raise RecordingError(f"{self.path}: {lost:,} bytes were not saved; is the disk full?")
 
     def _redacted(self, value: Any) -> Any:
         """Return `value` with the secrets masked in every text it holds."""
@@ -193,15 +193,15 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole: readers see the old text or the new, a crash leaves one of them."""
+    """Replace a file as a whole: readers see the old text or the new, and so does a crash."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink()
         raise
 
 

@@ -137,7 +137,7 @@ class Histogram:
         return _lower_edge(self.indices) * self.unit
 
     def at_rank(self, rank: int) -> int | None:
-        """Return the `rank`-th smallest sample (1-based) up to the bucket width; None outside 1…n."""
+        """Return the `rank`-th smallest sample, within its bucket's width; None outside 1…n."""
         if not 1 <= rank <= self.n or self.max is None or self.min is None:
             return None
         where = int(np.searchsorted(self._cumulative, rank))
@@ -145,11 +145,11 @@ class Histogram:
         return max(self.min, min(top, self.max))
 
     def quantile(self, q: float) -> int | None:
-        """Return the sample of rank ⌈q·n⌉ (the smallest with a share of at least q at or below it)."""
+        """Return the sample of rank ⌈q·n⌉: the smallest with at least q of all at or below it."""
         return self.at_rank(max(1, math.ceil(round(q * self.n, 6))))
 
     def count_over(self, threshold: float) -> tuple[int, int]:
-        """Return bounds on how many samples are above `threshold`; equal where a bucket edge or an exact
+        """Bound how many samples are above `threshold`; the bounds are equal where a bucket's edge or an
         extreme decides it."""
         if self.max is None or self.min is None or threshold >= self.max:
             return 0, 0

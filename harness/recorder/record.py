@@ -23,7 +23,7 @@ _KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 3, 3  # journeys kept per interval, 
 
 @dataclass(slots=True)
 class Measured:
-    """One (stage, step, metric) in one interval: its histogram and the exact counts over each limit."""
+    """One (stage, step, metric) in one interval: a histogram, and the exact count over each limit."""
 
     histogram: Histogram
     over: dict[int, int]
@@ -107,8 +107,8 @@ class Recorder:
     ) -> None:
         """Record the end of one execution of a step.
 
-        `values` maps metrics to ns (or tokens), `series` metrics with many samples (`itl`). A failed
-        execution is counted by its kind; its `values` must hold no success metric.
+        `values` maps metrics to ns (or tokens), `series` metrics with many samples (`itl`). A
+        failed execution is counted by its kind; its `values` must hold no success metric.
         """
         samples = self._samples
         for metric, value in values.items():
@@ -131,7 +131,7 @@ class Recorder:
         return self._load[stage]
 
     def journey(self, journey: dict[str, Any]) -> None:
-        """Offer a finished journey; a bounded number per interval is kept (slow, random, failed)."""
+        """Offer a finished journey; a bounded number an interval is kept (slow, random, failed)."""
         self._journeys.append(journey)
 
     def flush(self, index: int, *, cpu: float | None = None) -> Report:
@@ -150,7 +150,7 @@ class Recorder:
         )
 
     def _is_good(self, stage: str, step: str, values: Mapping[str, int]) -> bool:
-        """Return whether a success met every per-request budget; a metric it has not cannot break one."""
+        """Tell whether a success met every per-request budget; what it has not cannot break one."""
         where = (stage, step)
         limits = self._good.get(where)
         if limits is None:

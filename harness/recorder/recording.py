@@ -235,7 +235,7 @@ class Recording:
         return tuple(m for where, name, m in self._rows if (where, name) == (stage, step))
 
     def series(self, stage: str, step: str, metric: str) -> Series | None:
-        """Return a metric's samples, or None when there are none; step `run` means all root steps."""
+        """Return a metric's samples, None when there are none; step `run` is all root steps."""
         keys = [key for key in self._rows if key[0] == stage and key[2] == metric
                 and (key[1] == step or (step == RUN and "/" not in key[1]))]
         if not keys:
@@ -388,7 +388,7 @@ def _positive(value: Any) -> float:
 def _names(*names: Any) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise ValueError(f"{name!r} where a name must stand")  # noqa: TRY004 - one class for all
+            raise ValueError(f"{name!r} is no name")  # noqa: TRY004 - one class for all
 
 
 def _check_figures(n: Any, low: Any, high: Any, total: Any) -> None:
@@ -426,7 +426,7 @@ def _journey(row: dict[str, Any]) -> Journey:
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file that end in a line end; a crash can leave half a line after them."""
+    """Yield the whole lines of a file; a crash can leave half a line after them."""
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:

@@ -566,9 +566,7 @@ def _waterfall_row(paper: Paper, f: Waterfall, bar: Bar, y: float, x: Scale) -> 
     name = words.bar_name(bar)
     if paper.phone:
         name = name.removeprefix(f.root + "/")
-    paper.text(
-        x.start - 7, y + 18, paper.fitted(name, x.start - 14), "ink", align="right"
-    )
+    paper.text(x.start - 7, y + 18, paper.fitted(name, x.start - 14), "ink", align="right")
     pairs = ((bar.start, bar.length, "p50", 4), (bar.slow_start, bar.slow_length, "p99", 18))
     for start, length, role, down in pairs:
         x0, x1 = x(start), x(start + length)

@@ -22,9 +22,9 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
-from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path as Outline
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path

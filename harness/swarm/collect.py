@@ -224,12 +224,15 @@ _ERRORS: dict[ExitCode, type[HarnessError]] = {
 
 
 def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
-    """Raise TargetError when no task of the scenario got through the preflight."""
+    """Raise TargetError when a task did not get through the preflight, UserError when the scenario
+    itself is at fault."""
     broken = [probe for probe in probes if probe.failure]
     if not broken:
         return
     step, failure, detail = next(step for step in broken[0].steps if step[1])
     said = f": {detail['error']}" if detail.get("error") else ""
+    if (failure or "").startswith("exception"):
+        raise UserError(f"the scenario's task {broken[0].task} failed in the preflight{said}")
     raise TargetError(
         f"{url} did not pass the preflight: step {step} failed with {failure}{said}; "
         f"{_ADVICE.get((failure or '').split()[0], 'check the target, its path and its model')}"

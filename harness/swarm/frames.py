@@ -85,7 +85,7 @@ def encode(frame: object) -> bytes:
 
 
 def decode(read_exactly: Callable[[int], bytes]) -> Any:
-    """Return the next frame, or None at the end of the pipe; `read_exactly` gives b"" at the end."""
+    """Return the next frame, None at the end of the pipe, where `read_exactly` gives b""."""
     head = read_exactly(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None

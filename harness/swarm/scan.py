@@ -1,7 +1,7 @@
 """The step names a scenario can use, read from its source without running it.
 
-Steps that only happen sometimes (an escalation, a retry) do not show in the preflight, so a budget's
-step is held against the names that stand in the source as well.
+Steps that only happen sometimes (an escalation, a retry) do not show in the preflight, so a
+budget's step is held against the names that stand in the source as well.
 """
 
 from __future__ import annotations

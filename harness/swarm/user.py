@@ -562,4 +562,4 @@ def failure_kind(error: BaseException) -> str:
         case httpx.NetworkError() | httpx.RemoteProtocolError():
             return "reset"
         case _:
-            return type(error).__name__
+            return f"exception {type(error).__name__}"
