@@ -292,7 +292,7 @@ def parse_budget(text: str, *, stage: str | None = None, confidence: float = 0.9
 def goodput_limits(
     budgets: Iterable[Budget], step: str, *, stage: str | None = None
 ) -> dict[str, int]:
-    """Return the limits in nanoseconds that a good request of `step` meets, by metric.
+    """Return the largest times in nanoseconds that a good request of `step` may take, by metric.
 
     The strictest `pX` or `max` limit of each of ttft, ttfo, tpot and e2el counts. A root step is
     also held to the budgets of `run`. With `stage`, budgets of other stages are left out.
@@ -304,8 +304,8 @@ def goodput_limits(
         if budget.step not in steps or elsewhere or budget.statistic == "mean":
             continue
         if budget.metric in GOODPUT_METRICS:
-            limit = int(budget.limit)
-            limits[budget.metric] = min(limit, limits.get(budget.metric, limit))
+            most = budget.threshold
+            limits[budget.metric] = min(most, limits.get(budget.metric, most))
     return limits
 
 

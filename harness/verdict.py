@@ -367,12 +367,14 @@ def _with_failures(
     """Take back a PASS that only holds because failed requests have no latency.
 
     Failures are the business of `error_rate`, `goodput` and `e2el_all` budgets. Where none covers
-    the step, a quantile must also hold with every failure counted as over the limit.
+    the step, a quantile must also hold with every failure counted as over the limit, and a mean or
+    maximum says nothing.
     """
     budget = verdict.budget
-    if budget.quantile is None or not budget.upper or budget.metric == "e2el_all":
+    if budget.statistic == "" or not budget.upper or budget.metric == "e2el_all":
         return verdict
-    failed = recording.requests(verdict.stage, budget.step).n_failed
+    requests = recording.requests(verdict.stage, budget.step)
+    failed = requests.n_failed
     covered = any(
         b.metric in ("error_rate", "goodput", "e2el_all")
         and b.step in (budget.step, RUN)
@@ -381,11 +383,12 @@ def _with_failures(
     )
     if not failed or covered:
         return verdict
-    n, k = verdict.n + failed, (verdict.over or 0) + failed
-    if stats.share_bounds(n, k, budget.confidence)[1] <= 1 - budget.quantile:
-        return verdict
+    if budget.quantile is not None:
+        n, k = verdict.n + failed, (verdict.over or 0) + failed
+        if stats.share_bounds(n, k, budget.confidence)[1] <= 1 - budget.quantile:
+            return verdict
     reason = (
-        f"{format_count(failed)} of {format_count(verdict.n + failed)} requests failed and no "
+        f"{format_count(failed)} of {format_count(requests.n)} requests failed and no "
         f"error_rate budget says how many may: add one for {budget.step}"
     )
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)

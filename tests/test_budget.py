@@ -184,9 +184,9 @@ def test_a_good_request_meets_the_strictest_limit_of_each_metric() -> None:
             "answer/generate.ttft p50 < 50ms in peak",
         )
     ]
-    assert goodput_limits(budgets, "chat") == {"ttft": 300_000_000, "e2el": 3_000_000_000}
-    assert goodput_limits(budgets, "answer/generate") == {"ttft": 50_000_000}
-    assert goodput_limits(budgets, "answer/generate", stage="steady") == {"ttft": 100_000_000}
+    assert goodput_limits(budgets, "chat") == {"ttft": 299_999_999, "e2el": 2_999_999_999}
+    assert goodput_limits(budgets, "answer/generate") == {"ttft": 49_999_999}
+    assert goodput_limits(budgets, "answer/generate", stage="steady") == {"ttft": 99_999_999}
 
 
 def test_every_metric_defines_itself() -> None:

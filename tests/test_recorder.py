@@ -205,7 +205,7 @@ def test_each_root_step_keeps_journeys_of_its_own() -> None:
         st.tuples(
             st.integers(0, 2),
             st.sampled_from(["chat", "chat/a", "rag"]),
-            st.integers(0, 2 * S),
+            st.sampled_from([0, S // 2, S // 2 + 1, S, S + 1, 2 * S]),
             st.sampled_from([None, None, "timeout", "reset"]),
         ),
         max_size=60,
@@ -228,6 +228,17 @@ def test_merged_reports_of_several_workers_equal_one_recorder_that_was_fed_all(
             load.failed += failure is not None
     merged = merge_reports(worker.flush(0) for worker in workers)
     assert figures(merged) == figures(alone.flush(0))
+
+
+def test_merged_reports_add_their_exact_counts_over_a_limit() -> None:
+    limits = Limits(thresholds={("chat", "ttft"): (10, 20)})
+    reports = []
+    for values in ([5, 15, 25], [11, 21, 22, 23], [1]):
+        recorder = Recorder(limits)
+        for value in values:
+            recorder.request("steady", "chat", {"ttft": value})
+        reports.append(recorder.flush(0))
+    assert merge_reports(reports).measured["steady", "chat", "ttft"].over == {10: 6, 20: 4}
 
 
 def test_merged_load_is_that_of_the_busiest_cpu_and_of_all_users_together() -> None:
@@ -511,7 +522,7 @@ def test_what_could_never_be_saved_is_said_at_the_end(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
         folder.append(report_of(0, [MS]))
-        with pytest.raises(RecordingError, match="bytes could not be saved; is the disk full"):
+        with pytest.raises(RecordingError, match="is the disk full"):
             folder.close()
     whole_lines_only(folder.path)
 
@@ -653,6 +664,20 @@ def test_journeys_come_back_as_they_were_kept(tmp_path: Path) -> None:
     (kept,) = load_recording(write(tmp_path / "run", recorder.flush(0))).journeys
     assert (kept.stage, kept.root, kept.t_s, kept.duration_ns) == ("steady", "chat", 1.5, 7 * MS)
     assert (kept.ok, kept.kept, kept.steps[0].end_ns) == (False, "random", 7 * MS)
+
+
+def test_a_secret_is_masked_wherever_a_kept_journey_holds_it(tmp_path: Path) -> None:
+    recorder = Recorder(Limits())
+    told = journey(MS)
+    told["steps"][0]["detail"] = {"headers": ["Bearer s3cret"], "body": "s3cret and s3cret"}
+    recorder.journey(told)
+    folder = RunFolder.create(tmp_path / "run", run_json(), secrets=["s3cret"])
+    folder.begin(0.0)
+    folder.append(recorder.flush(0))
+    folder.close()
+    assert all(b"s3cret" not in path.read_bytes() for path in folder.path.iterdir())
+    (kept,) = load_recording(folder.path).journeys
+    assert kept.steps[0].detail == {"headers": ["Bearer ***"], "body": "*** and ***"}
 
 
 # --- damaged files ---------------------------------------------------------------------------------
@@ -814,7 +839,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path, name: str, dat
         (["metrics", 0, 4], 10**15),  # a minimum above the maximum
         (["metrics", 0, 8, 0, 1], 6),  # more over the limit than there are samples
         (["steps", 0, 3], 7),  # more good requests than requests
-        (["steps", 0, 4, "timeout"], 2),
+        (["steps", 0, 4, "timeout"], 5),  # more good and failed ones than requests
     ],
     ids=str,
 )

@@ -379,6 +379,15 @@ def test_failures_that_no_budget_limits_take_back_a_pass(judged: Judged) -> None
     assert "add one for chat" in reason
 
 
+@pytest.mark.parametrize("limit", ["chat.ttft max < 1s", "chat.ttft mean < 1s"])
+def test_failures_that_no_budget_limits_take_back_a_means_or_maximums_pass(
+    judged: Judged, limit: str
+) -> None:
+    assert judged(replies([100 * MS] * 950), limit).outcome is PASS
+    verdict = judged(replies([100 * MS] * 950, failed=1), limit)
+    assert verdict.outcome is INCONCLUSIVE
+
+
 @pytest.mark.parametrize(
     ("limit", "outcome"), [("chat.error_rate < 10%", PASS), ("chat.error_rate < 1%", FAIL)]
 )

@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,16 @@ class RunFolder:
     def __init__(self, path: Path, run: dict[str, Any], secrets: Sequence[str] = ()) -> None:
         self.path = path
         self.run = run
-        self._secrets = tuple(secrets)
+        self._secrets = tuple(filter(None, secrets))
         self._files: dict[str, _Appender] = {}
 
     @classmethod
     def create(
         cls, path: Path, run: dict[str, Any], *, secrets: Sequence[str] = ()
     ) -> RunFolder:
-        """Make the folder and write the first `run.json`; `secrets` are never written to any file.
+        """Make the folder and write the first `run.json`, which holds no secrets as it comes.
+
+        `secrets` are masked in the journeys, where a server's words may repeat them.
 
         Raises RecordingError when it cannot be written, or already holds a run.
         """
@@ -111,10 +113,9 @@ class RunFolder:
                 f"Tag={tag_of(key)},{start_s:.3f},{length_s:.3f},{top:.3f},{histogram.encode()}\n"
             )
         self._append(HLOG_FILE, "".join(lines))
-        self._append(
-            REQUESTS_FILE, "".join(_line(self._redacted(journey)) for journey in report.journeys)
-        )
-        self._append(INTERVALS_FILE, _line(_interval(report)))
+        journeys = (self._redacted(journey) for journey in report.journeys)
+        self._append(REQUESTS_FILE, "".join(_line(journey, default=str) for journey in journeys))
+        self._append(INTERVALS_FILE, _line(_interval(report), default=int))
 
     @property
     def unsaved_bytes(self) -> int:
@@ -211,8 +212,8 @@ def _unwritable(path: Path, error: OSError) -> RecordingError:
     )
 
 
-def _line(data: dict[str, Any]) -> str:
-    return json.dumps(data, separators=(",", ":"), default=str) + "\n"
+def _line(data: dict[str, Any], *, default: Callable[[Any], Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), default=default) + "\n"
 
 
 def _interval(report: Report) -> dict[str, Any]:

@@ -207,11 +207,12 @@ class Recording:
         self.interval_s = _positive(self.run["interval_s"])
         self.stages = tuple(_stage(stage) for stage in self.run["stages"])
         _names(self.run.get("status", "unknown"), self.run.get("clock", "unknown"))
-        _count(self.run.get("lost_reports", 0))
+        _number(self.run.get("lost_reports", 0))
         self._rows: dict[Key, dict[int, _Row]] = defaultdict(dict)
         self._steps: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
         self._load: dict[int, dict[str, dict[str, int]]] = defaultdict(dict)
         self._cpu: dict[int, float] = {}
+        self._series: dict[Key, Series | None] = {}
         self.missing_histograms = 0
         self.clamped = 0
         self._read()
@@ -236,14 +237,16 @@ class Recording:
 
     def series(self, stage: str, step: str, metric: str) -> Series | None:
         """Return a metric's samples, None when there are none; step `run` is all root steps."""
-        keys = [key for key in self._rows if key[0] == stage and key[2] == metric
-                and (key[1] == step or (step == RUN and "/" not in key[1]))]
-        if not keys:
-            return None
-        rows = self._rows[keys[0]]
-        for key in keys[1:]:
-            rows = _sum_rows(rows, self._rows[key])
-        return Series(self.interval_s, unit_of(metric), rows)
+        wanted = (stage, step, metric)
+        if wanted not in self._series:  # decoding is the cost, and many budgets share a series
+            keys = [key for key in self._rows if key[0] == stage and key[2] == metric
+                    and (key[1] == step or (step == RUN and "/" not in key[1]))]
+            rows: dict[int, _Row] = {}
+            for key in keys:
+                rows = _sum_rows(rows, self._rows[key])
+            found = Series(self.interval_s, unit_of(metric), rows) if rows else None
+            self._series[wanted] = found
+        return self._series[wanted]
 
     def requests(self, stage: str, step: str) -> Requests:
         """Return how a step's executions ended; step `run` means all root steps."""
