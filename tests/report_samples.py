@@ -263,11 +263,15 @@ def failing() -> tuple[Recording, Verdict]:
 
 
 @cache
+def _calm() -> Recording:
+    """A run in which nothing gets worse; judged by some budgets it passes, by others not."""
+    return build(chosen=budgets())
+
+
+@cache
 def passing() -> tuple[Recording, Verdict]:
     """PASS: every budget holds, the closest uses most of its limit."""
-    chosen = budgets([b for b in BUDGETS if "p99.9" not in b[0]])
-    recording = build(chosen=chosen)
-    return recording, judge(recording, chosen)
+    return _calm(), judge(_calm(), budgets([b for b in BUDGETS if "p99.9" not in b[0]]))
 
 
 @cache
@@ -281,9 +285,7 @@ def invalid() -> tuple[Recording, Verdict]:
 @cache
 def inconclusive() -> tuple[Recording, Verdict]:
     """INCONCLUSIVE: p99.9 of too few samples has no upper end."""
-    chosen = budgets(BUDGETS[2:])
-    recording = build(chosen=chosen)
-    return recording, judge(recording, chosen)
+    return _calm(), judge(_calm(), budgets(BUDGETS[2:]))
 
 
 @cache
@@ -363,13 +365,29 @@ def users() -> tuple[Recording, Verdict]:
     return recording, judge(recording, ())
 
 
+@cache
+def steady() -> tuple[Recording, Verdict]:
+    """Every request takes the same 3 ms, far from its limit, and the load ends early."""
+    chosen = budgets([("chat.ttft p99 < 800ms", None)])
+    b = Build([StageWindow("steady", 0, 30, True, "constant 20/s", 20.0)], budgets=chosen)
+    for i in range(500):
+        span = StepSpan("chat", 0, 5 * MS, None, {})
+        b.journey("steady", "chat", i / 20, 5 * MS, [span], None, ttft=3 * MS)
+    recording = b.recording()
+    return recording, judge(recording, chosen)
+
+
 HOSTILE = "<script>alert(1)</script>$x$"
 
 
 @cache
 def hostile() -> tuple[Recording, Verdict]:
     """Names that would break a page or a chart if they were not escaped."""
-    steps = (("answer/<script>alert(1)</script>", 90, 0.2), ("answer/$x$ & $y$", 300, 0.3))
+    steps = (
+        ("answer/<script>alert(1)</script>", 90, 0.2),
+        ("answer/$x$ & $y$", 300, 0.3),
+        ("answer/検索\n\x1b[31m🔥", 20, 0.2),
+    )
     stages = [StageWindow("<b>$s$</b>", 0, 40, True, "poisson 75/s", 75.0)]
     chosen = budgets([("answer.e2el p95 < 5s", None)])
     recording = build(stages=stages, steps=steps, name=HOSTILE, chosen=chosen)
@@ -387,4 +405,5 @@ SAMPLES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "hostile": hostile,
     "sweep": sweep,
     "users": users,
+    "steady": steady,
 }

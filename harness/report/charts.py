@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -38,10 +37,10 @@ from harness.report.paper import (
     MARKS,
     PHONE,
     ROLES,
-    SETTINGS,
     WIDE,
     Paper,
     Scale,
+    drawing,
     rectangle,
 )
 from harness.report.waterfall import MOST_BARS, Bar, Waterfall
@@ -77,7 +76,8 @@ def _latency_scale(values: Iterable[float | None], bottom: float, top: float) ->
     known = [v for v in values if v is not None and not math.isnan(v)]
     high, low = max(known, default=1.0) or 1.0, min((v for v in known if v > 0), default=1.0)
     if high / low > 8:
-        return Scale(low / 1.15, high * 1.35, bottom, top, log=True)
+        headroom = (high / low) ** (26 / (bottom - top))  # for the limit's label
+        return Scale(low / 1.15, high * headroom, bottom, top, log=True)
     return Scale(0.0, high * 1.12, bottom, top)
 
 
@@ -140,12 +140,17 @@ def _stages(
 
 
 def _end_labels(
-    paper: Paper, x: float, labels: Sequence[tuple[float, str, str, bool]], apart: float = 14
+    paper: Paper, x: float, labels: Sequence[tuple[float, str, str, bool]], bottom: float
 ) -> None:
-    """Write labels at line ends, moved apart where they would overlap; (y, text, role, bold)."""
-    at = -math.inf
-    for y, text, role, bold in sorted(labels):
-        at = max(y, at + apart)
+    """Write labels (y, text, role, bold) at line ends, moved apart where they would overlap."""
+    apart = 14.0
+    places: list[float] = []
+    for y, *_ in sorted(labels):
+        places.append(max(y, places[-1] + apart) if places else y)
+    for i in reversed(range(len(places))):
+        lowest = places[i + 1] - apart if i + 1 < len(places) else bottom
+        places[i] = min(places[i], lowest)
+    for at, (_, text, role, bold) in zip(places, sorted(labels), strict=True):
         paper.text(x, at, text, role, bold=bold)
 
 
@@ -235,7 +240,7 @@ def draw_over_time(paper: Paper, recording: Recording, findings: Findings, f: Ov
     for w in flagged:
         begin = max(w.t0, f.since.t_s) if f.since and f.since.t_s < w.t1 else w.t0
         paper.mark(x((begin + w.t1) / 2), y(w.judged_at or 0), Outcome.FAIL, 6)
-    _end_labels(paper, x.end + 7, ends)
+    _end_labels(paper, x.end + 7, ends, bottom)
     if f.since:
         at = x(f.since.t_s)
         paper.line([at, at], [top, bottom], "fail", 1.1, dash="dotted")
@@ -295,7 +300,7 @@ def draw_load(paper: Paper, recording: Recording, findings: Findings, f: Load) -
     ends = [(y(float(f.reached[-1])), "reached", "p95", True)]
     if not np.isnan(planned[-1]):
         ends.append((min(y(float(planned[-1])), ends[0][0] - 1), "planned", "ink", False))
-    _end_labels(paper, x.end + 7, ends)
+    _end_labels(paper, x.end + 7, ends, middle)
     _in_flight(paper, recording, findings, f, x, middle + gap)
 
 
@@ -344,7 +349,7 @@ def draw_heat(paper: Paper, recording: Recording, findings: Findings, f: Heat) -
         f = f.wider(44)
     subject, high = findings.subject, float(f.edges[-1])
     limits = [v.budget.limit for v in subject.judged.values()] if subject else []
-    high = max([high, *(limit for limit in limits if limit < 4 * high)])
+    high = max([high, *(1.3 * limit for limit in limits if limit < 4 * high)])
     y = Scale(float(f.edges[0]) / 1.02, high * 1.05, bottom, top, log=True)
     _stages(paper, recording, findings, x, top, bottom)
     _y_axis(paper, y, x.start, x.end, _tick(findings), 24)
@@ -423,7 +428,7 @@ def draw_nines(paper: Paper, _: Recording, findings: Findings, f: Nines) -> None
     if limit is not None and subject.budget is not None:
         labels += _nines_limit(paper, findings, x, y, limit, right)
     _nines_marks(paper, findings, f, x, y)
-    _end_labels(paper, right + 8, labels)
+    _end_labels(paper, right + 8, labels, bottom)
 
 
 def _nines_limit(
@@ -504,7 +509,7 @@ def draw_knee(paper: Paper, _: Recording, findings: Findings, f: Knee) -> None:
     if limit is not None:
         paper.line([left, right], [y(limit)] * 2, "limit", 1.4, dash="dashed")
         _limit_label(paper, findings, left + 4, y(limit))
-    _end_labels(paper, right + 7, labels)
+    _end_labels(paper, right + 7, labels, bottom)
     paper.line([left, right], [bottom, bottom], "line")
     for value in x.ticks(64):
         paper.text(
@@ -709,7 +714,7 @@ def draw_all(
     `prefix` keeps the ids of several sets apart on one page.
     """
     drawings = {}
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         for chart in _CHARTS:
             facts = _facts_of(chart, findings)
             if facts is None or (only and chart.name not in only):
@@ -735,7 +740,7 @@ def write_charts(
     target = folder / "charts"
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         for i, theme in enumerate(("light", "dark")):
             colours = {role: pair[i] for role, pair in ROLES.items()}
             for chart in _CHARTS:

@@ -505,17 +505,19 @@ def _heat(recording: Recording, subject: Subject | None) -> Heat | WhyNot:
     if n < MIN_HEAT:
         return _too_few(n, MIN_HEAT)
     column_s = _column_s(recording)
-    cells: Counter[tuple[int, int]] = Counter()
-    for _, series in found:
-        for t_s, h in zip(series.t_s, series.histograms(), strict=True):
-            bins = np.floor(np.log2(np.maximum(h.values, 1)) * BINS_PER_DOUBLING).astype(int)
-            for b, count in zip(bins.tolist(), h.counts.tolist(), strict=True):
-                cells[b, int(t_s / column_s + 1e-9)] += count
-    low, high = min(b for b, _ in cells), max(b for b, _ in cells)
-    columns = max(c for _, c in cells) + 1
+    parts = [
+        (t_s, h)
+        for _, series in found
+        for t_s, h in zip(series.t_s, series.histograms(), strict=True)
+    ]
+    values = np.concatenate([h.values for _, h in parts])
+    column = np.repeat(
+        [int(t_s / column_s + 1e-9) for t_s, _ in parts], [len(h.values) for _, h in parts]
+    )
+    row = np.floor(np.log2(np.maximum(values, 1)) * BINS_PER_DOUBLING).astype(int)
+    low, high, columns = int(row.min()), int(row.max()), int(column.max()) + 1
     counts = np.zeros((high - low + 1, columns))
-    for (b, c), count in cells.items():
-        counts[b - low, c] = count
+    np.add.at(counts, (row - low, column), np.concatenate([h.counts for _, h in parts]))
     return Heat(
         t_edges=np.arange(columns + 1, dtype=np.float64) * column_s,
         edges=2.0 ** (np.arange(low, high + 2) / BINS_PER_DOUBLING),

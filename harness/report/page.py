@@ -265,11 +265,21 @@ def _budgets(verdict: Verdict) -> dict[str, Any]:
         "interval. Left of the line passes. Worst first."
         if every
         else "",
-        "shown": [_budget_row(v) for v in shown],
-        "folded": [_budget_row(v) for v in folded],
+        "shown": _budget_rows(shown),
+        "folded": _budget_rows(folded),
         "fold_text": f"{len(folded)} more budgets pass, none above "
         f"{format_ratio_of_limit(most)} of its limit",
     }
+
+
+def _budget_rows(verdicts: Sequence[BudgetVerdict]) -> list[dict[str, Any]]:
+    """Return the rows; a reason that a row above has already given is not repeated."""
+    rows = [_budget_row(v) for v in verdicts]
+    given: set[str | None] = set()
+    for row in rows:
+        row["reason"] = None if row["reason"] in given else row["reason"]
+        given.add(row["reason"])
+    return rows
 
 
 def _budget_row(v: BudgetVerdict) -> dict[str, Any]:

@@ -10,11 +10,14 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
@@ -65,14 +68,24 @@ MARKS = {
     Outcome.NO_DATA: ("s", "ink2"),
 }
 _RECTANGLE = re.compile(r"M (\S+) (\S+) L (\S+) \2 L \3 (\S+) L \1 \4 z ?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DECIMALS = re.compile(r"(\.\d)\d+")
-SETTINGS: dict[Any, Any] = {  # for rc_context, around whatever draws
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "harness",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "hatch.linewidth": 0.8,
 }
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Set matplotlib up for as long as something is drawn, and leave it as it was."""
+    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
+        yield
+
 
 Floats = Sequence[float] | npt.NDArray[np.float64]
 
@@ -196,6 +209,7 @@ class Paper:
     ) -> None:
         """Write one line, centred on `y` or standing on it."""
         size = size or self.size
+        text = _CONTROL.sub(" ", text)
         self._add(
             Text(
                 x,
@@ -212,7 +226,9 @@ class Paper:
     def width_of(self, text: str, *, size: float | None = None, bold: bool = False) -> float:
         """Return how many pixels a text takes; other fonts of a reader's system are narrower."""
         font = FontProperties(weight="bold" if bold else "normal", size=size or self.size)
-        width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+        width, _, _ = text_to_path.get_text_width_height_descent(
+            _CONTROL.sub(" ", text), font, ismath=False
+        )
         return float(width)
 
     def fitted(self, text: str, room: float, *, bold: bool = False) -> str:

@@ -293,6 +293,8 @@ def load(recording: Recording, findings: Findings, facts: Load) -> Words:
         heading = f"{', '.join(loads)}: up to {format_rate(float(facts.reached.max()))} reached"
     else:
         heading = "The target got the planned load"
+        if recording.run.get("status") == "interrupted":
+            heading += " until the run was interrupted"
     planned = facts.planned if facts.planned is not None else [math.nan] * len(facts.t_s)
     flight = [
         facts.in_flight[
