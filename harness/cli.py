@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,21 +24,27 @@ if TYPE_CHECKING:
     from harness.runs import Result
     from harness.swarm.frames import Probe
 
-_RUN_ONLY = ("api", "model", "rate", "arrivals", "concurrency", "duration", "budgets", "inputs",
-             "headers")  # fmt: skip
+_RUN_ONLY = {  # option by parameter: what a plan file says itself
+    "api": "--api", "model": "--model", "rate": "--rate", "arrivals": "--arrivals",
+    "concurrency": "--concurrency", "duration": "--for", "budgets": "--budget",
+    "inputs": "--inputs", "headers": "--header",
+}  # fmt: skip
 
 
 class _Group(click.Group):
     """Turns our errors into a message and an exit code, for every command."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without µ is no reason to fail
         try:
             return super().invoke(ctx)
         except HarnessError as error:
             click.echo(_scrubbed(ctx, f"harness: {error}"), err=True)
             ctx.exit(int(error.exit_code))
-        except KeyboardInterrupt:
-            click.echo("harness: interrupted before the load started; nothing was saved", err=True)
+        except KeyboardInterrupt as error:
+            click.echo(f"harness: interrupted {error}".rstrip(), err=True)
             ctx.exit(int(ExitCode.INTERRUPTED))
 
 
@@ -90,7 +99,7 @@ def run(
     from harness.runs import run_plan
 
     plan = _plan(scenario, options)
-    ctx.obj = plan
+    ctx.find_root().obj = plan
     folder = out or _new_folder(plan.name)
     with _live(quiet=quiet) as show:
         result = run_plan(plan, folder, show)
@@ -106,7 +115,7 @@ def check(ctx: click.Context, plan_file: Path, url: str | None) -> None:
     from harness.runs import preflight
 
     plan = _plan(plan_file, {"url": url})
-    ctx.obj = plan
+    ctx.find_root().obj = plan
     target, probes = preflight(plan)
     click.echo(_scrubbed(ctx, _describe_preflight(plan, target, probes)))
 
@@ -159,6 +168,7 @@ def endpoint(host: str, port: int, settings: Sequence[str]) -> None:
     """Serve the embedded reference endpoint until Ctrl-C."""
     from harness.endpoint import Settings, serve
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     given = dict(text.partition("=")[::2] for text in settings)
     serve(Settings.of(given), host, port, ready=lambda url: click.echo(f"serving on {url}"))
 
@@ -180,27 +190,27 @@ def init(url: str, into: Path, headers: Sequence[str]) -> None:
 
 def _plan(path: Path, options: dict[str, Any]) -> Plan:
     """Return the plan of a file, or of a locust file and options."""
-    from harness.plan import load_plan, plan_from_options
+    from harness.plan import load_plan, plan_from_options, with_url
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if path.suffix == ".py":
         return plan_from_options(scenario=path, **given)
-    surplus = [f"--{name.rstrip('s')}" for name in _RUN_ONLY if name in given]
+    surplus = [option for name, option in _RUN_ONLY.items() if name in given]
     if surplus:
         raise UserError(f"{', '.join(surplus)} beside a plan file: write it into {path}")
     plan = load_plan(path)
     if "url" in given:
-        plan = replace(plan, target=replace(plan.target, url=given["url"]))
+        plan = with_url(plan, given["url"])
     return replace(
         plan,
-        seed=_whole("seed", given["seed"]) if "seed" in given else plan.seed,
-        workers=_whole("workers", given["workers"]) if "workers" in given else plan.workers,
+        seed=_whole("--seed", given.get("seed", str(plan.seed)), 0, 2**63 - 1),
+        workers=_whole("--workers", given.get("workers", str(plan.workers)), 1, 1024),
     )
 
 
-def _whole(name: str, text: str) -> int:
-    if not text.isdecimal() or (name == "workers" and int(text) < 1):
-        raise UserError(f"--{name}: found {text!r}; a whole number is allowed")
+def _whole(option: str, text: str, low: int, high: int) -> int:
+    if len(text) > 19 or not text.isdecimal() or not low <= int(text) <= high:
+        raise UserError(f"{option}: found {text!r}; allowed is a whole number, {low} to {high:,}")
     return int(text)
 
 
@@ -228,10 +238,11 @@ def _finish(
     from harness.report.facts import findings
     from harness.report.markdown import github_annotations
     from harness.report.terminal import render_terminal
+    from harness.units import NARROW_SPACE
 
     stream = sys.stderr if json_to else sys.stdout
     color = stream.isatty() and "NO_COLOR" not in os.environ
-    encoding = (stream.encoding or "ascii").lower()
+    unicode = (stream.encoding or "ascii").lower().startswith("utf")
     verdict = result.verdict
     text = render_terminal(
         verdict,
@@ -239,13 +250,15 @@ def _finish(
         result.recording.run,
         [_shown(file) for file in result.files],
         color=color,
-        unicode=encoding.startswith("utf"),
+        unicode=unicode,
+        width=shutil.get_terminal_size().columns if stream.isatty() else 80,
         exit_code=int(result.exit_code),
     )
     click.echo(text, file=stream, color=color)
     if verbose:
         for budget in verdict.budgets:
-            click.echo(budget.evidence, file=stream)
+            evidence = budget.evidence.replace(NARROW_SPACE, "")
+            click.echo(evidence if unicode else evidence.replace("µ", "u"), file=stream)
     if os.environ.get("GITHUB_ACTIONS") == "true" and not quiet:
         for line in github_annotations(verdict):
             click.echo(line, file=stream)
@@ -278,19 +291,10 @@ def _describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str
 
 def _scrubbed(ctx: click.Context, text: str) -> str:
     """Mask the plan's secrets in what is printed; a server's message may echo a key."""
-    from harness.plan import secrets
+    from harness.swarm.manifest import masked
 
-    plan = ctx.obj or next((c.obj for c in _children(ctx) if c.obj), None)
-    for secret in secrets(plan) if plan else ():
-        text = text.replace(secret, "***")
-    return text
-
-
-def _children(ctx: click.Context) -> Iterator[click.Context]:
-    current = click.get_current_context(silent=True)
-    while current is not None and current is not ctx:
-        yield current
-        current = current.parent
+    plan = ctx.find_root().obj
+    return text if plan is None else masked(plan, text)
 
 
 def _shown(path: Path) -> str:

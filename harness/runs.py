@@ -22,12 +22,15 @@ from harness.recorder import (
     load_recording,
     write_atomically,
 )
+from harness.recorder.folder import HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, RUN_FILE
 from harness.swarm import frames
 from harness.swarm.collect import Ended, Workers, check_probes
-from harness.swarm.manifest import describe, interval_for, stage_windows, target_url
+from harness.swarm.manifest import describe, interval_for, masked, stage_windows, target_url
 from harness.swarm.progress import Progress
 from harness.swarm.scan import known_steps
 from harness.verdict import Verdict, judge
+
+_LOG_FILE = "locust.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +52,29 @@ def run_plan(plan: Plan, out: Path, on_progress: Callable[[dict[str, Any]], None
     """
     stages = stage_windows(plan)
     interval_ns = interval_for(plan)
-    with ExitStack() as stack:
-        url = stack.enter_context(target_url(plan))
-        folder = RunFolder.create(
-            out, describe(plan, url, stages, interval_ns), secrets=secrets(plan)
-        )
-        undo = stack.enter_context(_removed_on_error(out))
-        workers = stack.enter_context(
-            Workers.started(plan, url, interval_ns=interval_ns, log_path=out / "locust.log")
-        )
-        ready = workers.ready()
-        check_preflight(plan, ready, url)
-        undo.pop_all()
-        folder.update(clock=ready.clock)
-        ended = _load(workers, folder, Progress(plan, stages, interval_ns / 1e9), on_progress)
-        _close(folder, ended)
-    return judge_folder(out, interrupted=ended.interrupted)
+    saved = "before the load started; nothing was saved"
+    try:
+        with _sigterm_like_ctrl_c():
+            with ExitStack() as stack:
+                url = stack.enter_context(target_url(plan))
+                is_new = not out.exists()
+                folder = RunFolder.create(
+                    out, describe(plan, url, stages, interval_ns), secrets=secrets(plan)
+                )
+                undo = stack.enter_context(_removed_on_error(out, is_new=is_new))
+                workers = stack.enter_context(
+                    Workers.started(plan, url, interval_ns=interval_ns, log_path=out / _LOG_FILE)
+                )
+                ready = workers.ready()
+                check_preflight(plan, ready, url)
+                undo.pop_all()
+                saved = f"while reporting; the run is saved, go on with: harness gate {out}"
+                folder.update(clock=ready.clock)
+                progress = Progress(plan, stages, interval_ns / 1e9)
+                ended = _load(plan, workers, folder, progress, on_progress)
+            return judge_folder(out, interrupted=ended.interrupted)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(saved) from None
 
 
 def preflight(plan: Plan) -> tuple[str, tuple[frames.Probe, ...]]:
@@ -83,9 +93,7 @@ def judge_folder(
     verdict = judge(recording, budgets_of(recording) if budgets is None else budgets)
     files = write_reports(folder, recording, verdict)
     code = ExitCode.INTERRUPTED if interrupted else verdict.exit_code
-    return Result(
-        folder=folder, recording=recording, verdict=verdict, files=files, exit_code=code
-    )
+    return Result(folder=folder, recording=recording, verdict=verdict, files=files, exit_code=code)
 
 
 def write_reports(folder: Path, recording: Recording, verdict: Verdict) -> tuple[Path, ...]:
@@ -129,12 +137,13 @@ def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
 
 
 def _load(
+    plan: Plan,
     workers: Workers,
     folder: RunFolder,
     progress: Progress,
     on_progress: Callable[[dict[str, Any]], None],
 ) -> Ended:
-    """Run the load; the first Ctrl-C drains and saves, the second ends at once."""
+    """Run the load and save it; the first Ctrl-C drains, the second ends at once."""
     asked = [0]
 
     def interrupt(_signal: int, _frame: object) -> None:
@@ -150,29 +159,48 @@ def _load(
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         ended = workers.run(folder, note)
+        ended.interrupted |= asked[0] > 0
+        _close(folder, ended, plan)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    ended.interrupted |= asked[0] > 0
     return ended
 
 
-def _close(folder: RunFolder, ended: Ended) -> None:
+def _close(folder: RunFolder, ended: Ended, plan: Plan) -> None:
     status = "interrupted" if ended.interrupted else "crashed" if ended.crashed else "complete"
     folder.update(
         status=status,
         ended_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         crashed=ended.crashed,
-        lost_reports=0 if ended.interrupted else ended.lost_reports,
-        first_failure=ended.first_failure,
+        lost_reports=ended.lost_reports,
+        first_failure=masked(plan, ended.first_failure or "") or None,
         retries=ended.retries,
     )
     folder.close()
 
 
 @contextmanager
-def _removed_on_error(folder: Path) -> Iterator[ExitStack]:
-    """Remove a folder again when no load has started; `pop_all` on what is yielded keeps it."""
+def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[ExitStack]:
+    """Remove what a run made when no load has started; `pop_all` on what is yielded keeps it.
+
+    A folder that was there before may hold other people's files: it stays, with them.
+    """
     with ExitStack() as undo:
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        if is_new:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        for name in (RUN_FILE, HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, _LOG_FILE):
+            undo.callback((folder / name).unlink, missing_ok=True)
         yield undo
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -35,7 +35,7 @@ _KINDS = (
     _Kind("openai-completions", {"prompt": _PROMPT}, "completion",
           "self.complete(self.next_input())", _STREAM_BUDGETS),
     _Kind("openai-embeddings", {"input": _PROMPT}, "embedding",
-          'self.embed(self.next_input().text)', ("{step}.e2el p95 < 500ms",)),
+          "self.embed(self.next_input().text)", ("{step}.e2el p95 < 500ms",)),
     _Kind("json", {"instances": [[1.0, 2.0, 3.0]]}, "predict",
           'self.predict({"instances": [[1.0, 2.0, 3.0]]})', ("{step}.e2el p95 < 500ms",)),
 )  # fmt: skip
@@ -118,7 +118,7 @@ def _plan_text(kind: _Kind, url: str, model: str | None, headers: Sequence[str])
     return _PLAN.format(
         url=url,
         api=kind.api,
-        model=f"  model: {json.dumps(model)}\n" if model else "",
+        model=f"  model: {json.dumps(model, ensure_ascii=False)}\n" if model else "",
         headers=f"  headers:\n{named}" if named else "",
         params="  params: { max_tokens: 64 }\n" if "ttft" in kind.budgets[0] else "",
         inputs="" if kind.api == "json" else "inputs: prompts.jsonl\n",
@@ -134,8 +134,8 @@ def _variable(header: str) -> str:
 def _headers(texts: Sequence[str]) -> dict[str, str]:
     parted = [text.partition(":") for text in texts]
     for text, (name, colon, _) in zip(texts, parted, strict=True):
-        if not colon or not name.strip():
-            raise UserError(f'--header: found {text!r}; allowed is "Name: value"')
+        if not colon or not name.strip() or not text.isascii() or not text.isprintable():
+            raise UserError(f'--header: found {name!r}; allowed is "Name: value", in ASCII')
     return {name.strip(): value.strip() for name, _, value in parted}
 
 

@@ -25,8 +25,8 @@ import httpx
 CLOCK = "monotonic, user space, after the socket read"
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
 
-_ATTEMPTS = 3
-_STALE = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError)
+_CLOSED = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError)
+_STALE_WITHIN_NS = 10_000_000  # beside two round trips; later the target had the request in hand
 
 
 @dataclass(slots=True)
@@ -47,49 +47,67 @@ class Stamps:
 class Transport(httpx.BaseTransport):
     """HTTP/1.1 over kept connections; without a limit to their number.
 
-    `verify` is True (the system's trust), a file or folder of certificates, or False. Raises httpx's
-    own exceptions.
+    `verify` is True (the system's trust), a file or folder of certificates, or False. Raises the
+    exceptions of httpx.
     """
 
     def __init__(self, *, verify: bool | Path = True) -> None:
         self._ssl_context = _ssl_context(verify)
-        self._backend = _Backend()
-        self._idle: list[httpcore.ConnectionPool] = []
+        self._idle: list[_Line] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; once more on another connection when a kept one proves dead unanswered."""
-        assert isinstance(request.stream, httpx.SyncByteStream)
-        pool = self._idle.pop() if self._idle else self._new_pool()
+        """Send a request; once more on a new connection when a kept one proves dead unanswered."""
+        line = self._idle.pop() if self._idle else _Line(self._ssl_context)
         try:
             with _httpx_exceptions():
-                response, retries = _send(pool, request)
+                response, stamps = line.send(request)
         except BaseException:
-            self._idle.append(pool)
+            self._idle.append(line)
             raise
-        wire = response.extensions["network_stream"]
-        assert isinstance(wire, _StampedStream)
-        wire.stamps.retries = retries
         return httpx.Response(
             status_code=response.status,
             headers=response.headers,
-            stream=_Body(response, lambda: self._idle.append(pool)),
-            extensions={**response.extensions, STAMPS: wire.stamps},
+            stream=_Body(response, lambda: self._idle.append(line)),
+            extensions={**response.extensions, STAMPS: stamps},
         )
 
     def close(self) -> None:
         """Close every idle connection."""
-        for pool in self._idle:
-            pool.close()
+        while self._idle:
+            self._idle.pop().pool.close()
 
-    def _new_pool(self) -> httpcore.ConnectionPool:
-        """Return a pool for one request at a time: a large one polls every idle socket each time."""
-        return httpcore.ConnectionPool(
-            ssl_context=self._ssl_context,
+
+class _Line:
+    """A pool for one request at a time: a large one polls every idle socket each time."""
+
+    def __init__(self, ssl_context: ssl.SSLContext) -> None:
+        self._backend = _Backend()
+        self.pool = httpcore.ConnectionPool(
+            ssl_context=ssl_context,
             max_connections=None,
             max_keepalive_connections=1,
             keepalive_expiry=60.0,
             network_backend=self._backend,
         )
+
+    def send(self, request: httpx.Request) -> tuple[httpcore.Response, Stamps]:
+        """Send a request; returns the response, its body still to be read, and its stamps."""
+        message = _to_core(request)
+        kept = self._backend.opened
+        retries = 0
+        try:
+            response = self.pool.handle_request(message)
+        except _CLOSED:
+            if kept is None or self._backend.opened is not kept or not kept.was_stale:
+                raise
+            if not isinstance(request.stream, httpx.ByteStream):  # it cannot be read twice
+                raise
+            retries = 1
+            response = self.pool.handle_request(message)
+        assert self._backend.opened is not None
+        stamps = self._backend.opened.stamps
+        stamps.retries = retries
+        return response, stamps
 
 
 class _StampedStream(httpcore.NetworkStream):
@@ -101,15 +119,26 @@ class _StampedStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream, connect_ns: int) -> None:
         self._inner = inner
         self._connect_ns = connect_ns
+        self._round_trip_ns = connect_ns
         self._answering = True
         self.stamps = Stamps(0, 0, 0, connect_ns)
+
+    @property
+    def was_stale(self) -> bool:
+        """True right after an error if the other side had closed before the request reached it.
+
+        It had not when a byte was answered, or when the error took longer than a reset takes to
+        come back: then the target dropped a request that it had accepted.
+        """
+        took_ns = time.monotonic_ns() - self.stamps.sent_ns
+        return not self._answering and took_ns < _STALE_WITHIN_NS + 2 * self._round_trip_ns
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = self._inner.read(max_bytes, timeout)
         now = time.monotonic_ns()
         stamps = self.stamps
         stamps.read_ns = now
-        if not self._answering:
+        if data and not self._answering:
             self._answering = True
             stamps.first_byte_ns = now
         return data
@@ -131,15 +160,18 @@ class _StampedStream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         began = time.monotonic_ns()
-        inner = self._inner.start_tls(ssl_context, server_hostname, timeout)
-        return _StampedStream(inner, self._connect_ns + time.monotonic_ns() - began)
+        self._inner = self._inner.start_tls(ssl_context, server_hostname, timeout)
+        self._connect_ns += time.monotonic_ns() - began
+        return self
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
 class _Backend(httpcore.SyncBackend):
-    """Opens stamped connections."""
+    """Opens stamped connections; `opened` is the last one."""
+
+    opened: _StampedStream | None = None
 
     def connect_tcp(
         self,
@@ -151,7 +183,8 @@ class _Backend(httpcore.SyncBackend):
     ) -> httpcore.NetworkStream:
         began = time.monotonic_ns()
         inner = super().connect_tcp(host, port, timeout, local_address, socket_options)
-        return _StampedStream(inner, time.monotonic_ns() - began)
+        self.opened = _StampedStream(inner, time.monotonic_ns() - began)
+        return self.opened
 
 
 class _Body(httpx.SyncByteStream):
@@ -166,32 +199,16 @@ class _Body(httpx.SyncByteStream):
             yield from self._response.iter_stream()
 
     def close(self) -> None:
-        self._response.close()
-        if self._on_close:
-            self._on_close()
-            self._on_close = None
-
-
-def _send(
-    pool: httpcore.ConnectionPool, request: httpx.Request
-) -> tuple[httpcore.Response, int]:
-    """Send a request; returns the response and how many kept connections proved dead before it."""
-    replayable = isinstance(request.stream, httpx.ByteStream)
-    for retries in range(_ATTEMPTS):
-        opened: list[str] = []
+        on_close, self._on_close = self._on_close, None
         try:
-            return pool.handle_request(_to_core(request, opened)), retries
-        except _STALE:
-            if opened or not replayable:
-                raise
-    raise httpcore.ConnectError(f"{_ATTEMPTS} kept connections were dead, one after the other")
+            self._response.close()
+        finally:
+            if on_close:
+                on_close()
 
 
-def _to_core(request: httpx.Request, opened: list[str]) -> httpcore.Request:
-    def trace(name: str, _info: dict[str, Any]) -> None:
-        if name == "connection.connect_tcp.started":
-            opened.append(name)
-
+def _to_core(request: httpx.Request) -> httpcore.Request:
+    assert isinstance(request.stream, httpx.SyncByteStream)
     url = request.url
     return httpcore.Request(
         method=request.method,
@@ -200,7 +217,7 @@ def _to_core(request: httpx.Request, opened: list[str]) -> httpcore.Request:
         ),
         headers=request.headers.raw,
         content=request.stream,
-        extensions={**request.extensions, "trace": trace},
+        extensions=request.extensions,
     )
 
 

@@ -500,7 +500,7 @@ def _headline(
     if outcome is Outcome.PASS:
         noun = "budget passes" if total == 1 else "budgets pass"
         used = format_ratio_of_limit(worst.used or 0.0)
-        head = "The 1" if total == 1 else f"All {format_count(total)}"
+        head = "The only" if total == 1 else f"All {format_count(total)}"
         return f"{head} {noun}. The closest uses {used} of its limit.", worst.sentence
     if outcome is Outcome.FAIL:
         return worst.sentence, f"Also over: {rest}" if rest else ""

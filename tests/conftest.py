@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import signal
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,48 @@ def save_run(tmp_path: Path) -> Callable[..., Recording]:
         return load_recording(path)
 
     return save
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = "swarm: runs in a forked process whose sockets gevent has patched, as in a worker"
+    config.addinivalue_line("markers", text)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked `swarm` in a child, so that the other tests keep their own sockets."""
+    if pyfuncitem.get_closest_marker("swarm") is None:
+        return None
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        with os.fdopen(write_end, "w") as told:
+            told.write(_run_patched(pyfuncitem))
+        os._exit(0)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end) as told:
+            failure = told.read()
+        _, code = os.waitpid(child, 0)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if failure or code:
+        pytest.fail(failure or f"the test's process ended with {code}", pytrace=False)
+    return True
+
+
+def _run_patched(test: pytest.Function) -> str:
+    """Run a test and return its failure as text, empty if it passed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # modules were imported before they are patched
+            monkey = importlib.import_module("gevent.monkey")
+            monkey.patch_all()
+        arguments = test._fixtureinfo.argnames
+        test.obj(**{name: test.funcargs[name] for name in arguments})
+    except BaseException:  # noqa: BLE001 - also what ends a process must reach the report
+        return str(test.repr_failure(pytest.ExceptionInfo.from_current())) or "failed"
+    return ""

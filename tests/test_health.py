@@ -115,6 +115,17 @@ def test_one_late_send_in_two_hundred_is_no_slow_generator(save_run: SaveRun) ->
     assert check(assess(save_run(fill)), "Send lag").ok
 
 
+def test_of_few_sends_one_late_one_breaks_no_stage_and_two_do(save_run: SaveRun) -> None:
+    def late(times: int) -> Callable[[Recorder, int], None]:
+        def fill(recorder: Recorder, i: int) -> None:
+            recorder.request("steady", "chat", {"send_lag": 500 * MS if i < times else MS})
+
+        return fill
+
+    assert check(assess(save_run(late(1))), "Send lag").ok
+    assert not check(assess(save_run(late(2))), "Send lag").ok
+
+
 @pytest.mark.parametrize(
     ("status", "ok", "measured"),
     [

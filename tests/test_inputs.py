@@ -155,14 +155,27 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_inputs(tmp_path / "none.jsonl")
 
 
-def test_our_own_sample_has_four_categories_and_the_dialect_it_needs() -> None:
+def test_our_own_sample_has_four_categories_and_suits_every_dialect_of_text() -> None:
     inputs = load_inputs(ROOT / "locustfiles" / "prompts.jsonl")
     assert 20 <= len(inputs) <= 24
     assert len(inputs.categories) == 4
-    assert {tuple(sorted({"prompt", "messages"} & set(one.data))) for one in inputs} == {
-        ("prompt",),
-        ("messages",),
-    }
+    assert all(one.text == one.data["prompt"] for one in inputs)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ({"prompt": "Hi"}, "Hi"),
+        ({"input": "Hi"}, "Hi"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "b"),
+        ({"instances": [1]}, '{"instances": [1]}'),
+    ],
+)
+def test_an_inputs_text_is_its_prompt_or_its_last_message(
+    tmp_path: Path, line: dict[str, object], text: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    assert load_inputs(tmp_path / "in.jsonl")[0].text == text
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public data sets are not beside the project")

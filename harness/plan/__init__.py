@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from pydantic import ValidationError
 from harness.budget import RUN, Budget, near_miss
 from harness.errors import PlanError
 from harness.plan.document import Document, Loc, Places, is_secret, read_text, secret_parts
-from harness.plan.written import Api, Arrivals, PlanEntry, StageEntry, explained, json_schema
+from harness.plan.written import (
+    Api,
+    Arrivals,
+    PlanEntry,
+    StageEntry,
+    TargetEntry,
+    explained,
+    json_schema,
+)
 from harness.units import format_count
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "load_plan",
     "plan_from_options",
     "secrets",
+    "with_url",
 ]
 
 DEFAULT_MAX_IN_FLIGHT = 1000
@@ -163,6 +172,15 @@ def plan_from_options(
     source = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     options = _Options("--rate" if arrivals is None else "--arrivals")
     return _plan(data, options, path=None, source=source, redacted_source=source)
+
+
+def with_url(plan: Plan, url: str, *, option: str = "--target") -> Plan:
+    """Return the plan for another target. Raises PlanError, which names the option."""
+    try:
+        entry = TargetEntry(url=url)
+    except ValidationError as errors:
+        raise PlanError(option, str(errors.errors()[0]["ctx"]["error"])) from None
+    return replace(plan, target=replace(plan.target, url=entry.url))
 
 
 def check_steps(plan: Plan, known_steps: Iterable[str]) -> None:

@@ -292,7 +292,10 @@ class Recording:
         for index, by_stage in self._load.items():
             for row in by_stage.values():
                 for name, array in sums.items():
-                    array[index] += row[name]
+                    if name in ("in_flight", "waiting"):  # of the whole run, at a stage's border too
+                        array[index] = max(array[index], row[name])
+                    else:
+                        array[index] += row[name]
         cpu = np.full(size, np.nan)
         for index, share in self._cpu.items():
             cpu[index] = share

@@ -242,7 +242,7 @@ def findings(recording: Recording, verdict: Verdict) -> Findings:
         invalid_stages=invalid,
         end_s=_end_s(recording),
         load=_load(recording),
-        difference=WhyNot("No baseline: run harness compare BASELINE CANDIDATE to see the change."),
+        difference=WhyNot("No baseline: this version does not compare runs yet."),
         waterfall=waterfall,
         slow_step=slow_step(waterfall),
         steps=_step_tables(recording),

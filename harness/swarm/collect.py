@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,9 @@ class Workers:
         workers = cls(plan, url, interval_ns, log_path)
         try:
             yield workers
+        except BaseException:
+            workers.kill()  # one that waits for a target would keep a Ctrl-C waiting
+            raise
         finally:
             workers.end()
 
@@ -115,7 +117,7 @@ class Workers:
                 merger.add(number, frame)
             elif isinstance(frame, frames.Done):
                 self._note(ended, merger, number, frame)
-            else:
+            elif merger.expects(number):
                 code = self._children[number].wait()
                 ended.crashed.append(f"worker {number} ended with code {code}")
                 ended.lost_reports += 1
@@ -171,8 +173,9 @@ class Workers:
 
     def _listen(self, number: int, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
-        while (frame := frames.decode(child.stdout.read)) is not None:
-            self._frames.put((number, frame))
+        with child.stdout as pipe:
+            while (frame := frames.decode(pipe.read)) is not None:
+                self._frames.put((number, frame))
         self._frames.put((number, None))
 
     def _tell(self, child: subprocess.Popen[bytes], frame: object) -> None:
@@ -202,6 +205,10 @@ class _Merger:
         if worker in self._next:
             self._next[worker] = report.index + 1
         self._pending[report.index].append(report)
+
+    def expects(self, worker: int) -> bool:
+        """True while this worker may still report."""
+        return worker in self._next
 
     def received(self, worker: int) -> int:
         return self._received[worker]

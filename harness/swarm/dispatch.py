@@ -10,7 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
 
 import gevent
 import numpy as np
@@ -24,17 +27,23 @@ from harness.recorder import Recorder
 
 _NS = 1_000_000_000
 _SPARE_USERS = 8  # idle users kept ready, so that an arrival never waits for one to be made
+_PAUSE_S = 0.1  # before users that ended by themselves are replaced: their on_start may fail again
 DEFAULT_MAX_IN_FLIGHT = 1000
 
 
 @dataclass(slots=True)
 class Arrival:
-    """One planned start. `ready_ns` is when a user was free for it: planned, or later."""
+    """One planned start. `ready_ns` is when a user was free for it: planned, or later.
+
+    `number` tells it from all others of its process and seeds what is drawn for it. A round of a
+    closed stage (`closed`) is planned for the time at which a place is free, so it never waits.
+    """
 
     stage: str
     planned_ns: int
     ready_ns: int
     closed: bool = False
+    number: int = field(default_factory=partial(next, count()))
 
 
 class Dispatcher:
@@ -46,7 +55,7 @@ class Dispatcher:
         recorder: Recorder,
         *,
         weights: dict[str, float],
-        spawn: Callable[[str, int], None],
+        spawn: Callable[[str, int], Sequence[Any]],
         seed: int,
         worker: int,
         workers: int,
@@ -62,10 +71,13 @@ class Dispatcher:
         self._queues: dict[str, SimpleQueue] = {name: SimpleQueue() for name in weights}
         self._busy = dict.fromkeys(weights, 0)
         self._made = dict.fromkeys(weights, 0)
+        self._replacing: set[str] = set()
+        self._numbers = count()
         self._waiting: deque[tuple[str, Arrival]] = deque()
         self._closed_until_ns: dict[str, int] = {}
         self._limit = DEFAULT_MAX_IN_FLIGHT
         self._stop = Event()
+        self._over = False
         self.in_flight = 0
         self.stage = stages[0].name
 
@@ -77,7 +89,7 @@ class Dispatcher:
     # The users' side
 
     def take(self, user_class: str) -> Arrival:
-        """Block until an arrival is due for a user of this class; StopUser when the load is over."""
+        """Block until an arrival is due for a user of this class; StopUser after the load."""
         arrival: Arrival | None = self._queues[user_class].get()
         if arrival is None:
             raise StopUser
@@ -105,9 +117,10 @@ class Dispatcher:
             if self._stop.is_set():
                 break
             end_ns = start_ns + stage.duration_ns
-            self._limit = max(1, self._part_of(stage.max_in_flight or DEFAULT_MAX_IN_FLIGHT))
             self._sleep_until(start_ns)
             self.stage = stage.name
+            self._limit = self._limit_of(stage)
+            self._admit_waiting()
             if stage.arrivals is None:
                 self._run_closed(stage, end_ns)
             else:
@@ -122,10 +135,15 @@ class Dispatcher:
 
     def end(self) -> int:
         """Send every idle user home and count what was never sent; returns how many run on."""
+        self._over = True
         for _, arrival in self._waiting:
-            self._recorder.load(arrival.stage).dropped += 1
+            if not arrival.closed:
+                self._recorder.load(arrival.stage).dropped += 1
         self._waiting.clear()
         for name, queue in self._queues.items():
+            while not queue.empty():  # handed over, and no user was left to take it
+                self._recorder.load(queue.get().stage).dropped += 1
+                self._free(name)
             for _ in range(self._made[name]):
                 queue.put(None)
         return self.in_flight
@@ -159,28 +177,26 @@ class Dispatcher:
             self._sleep_until(planned_ns)
             if self._stop.is_set():
                 return
-            self._admit(self._pick(), Arrival(stage, planned_ns, planned_ns))
+            self._recorder.load(stage).planned += 1
+            arrival = Arrival(stage, planned_ns, planned_ns, number=next(self._numbers))
+            self._admit(self._pick(), arrival)
 
     def _run_closed(self, stage: Stage, end_ns: int) -> None:
         self._closed_until_ns[stage.name] = end_ns
-        assert stage.concurrency is not None
-        self._limit = max(self._limit, stage.concurrency)
-        for _ in range(self._part_of(stage.concurrency)):
+        for _ in range(self._part_of(stage.concurrency or 0)):
             self._again(self._pick(), stage.name)
 
     def _again(self, user_class: str, stage: str) -> None:
-        """Start the next round of a closed stage's user, unless the stage is over."""
+        """Start the next round of a closed stage's user."""
         now = time.monotonic_ns()
-        if now < self._closed_until_ns[stage] and not self._stop.is_set():
-            self._admit(user_class, Arrival(stage, now, now, closed=True))
+        self._admit(user_class, Arrival(stage, now, now, closed=True, number=next(self._numbers)))
 
     def _admit(self, user_class: str, arrival: Arrival) -> None:
-        load = self._recorder.load(arrival.stage)
-        load.planned += 1
         if self.in_flight < self._limit and not self._waiting:
             self._hand(user_class, arrival)
         else:
-            load.waited += 1
+            if not arrival.closed:
+                self._recorder.load(arrival.stage).waited += 1
             self._waiting.append((user_class, arrival))
         self.observe()
 
@@ -191,10 +207,20 @@ class Dispatcher:
             self._hand(user_class, arrival)
 
     def _hand(self, user_class: str, arrival: Arrival) -> None:
+        if arrival.closed and not self._begin_round(arrival):
+            return
         self.in_flight += 1
         self._busy[user_class] += 1
         self._queues[user_class].put(arrival)
         self._keep_spare_users(user_class)
+
+    def _begin_round(self, arrival: Arrival) -> bool:
+        """Plan a round of a closed stage for now; False when the stage is over."""
+        now = arrival.planned_ns = arrival.ready_ns = time.monotonic_ns()
+        if now >= self._closed_until_ns[arrival.stage] or self._stop.is_set():
+            return False
+        self._recorder.load(arrival.stage).planned += 1
+        return True
 
     def _free(self, user_class: str) -> None:
         self.in_flight -= 1
@@ -203,15 +229,33 @@ class Dispatcher:
     def _keep_spare_users(self, user_class: str) -> None:
         """Make users in batches while few are idle; in the end there are as many as are needed."""
         made = self._made[user_class]
-        if made - self._busy[user_class] < _SPARE_USERS:
+        if made - self._busy[user_class] < _SPARE_USERS and user_class not in self._replacing:
             batch = max(_SPARE_USERS, made // 2)
             self._made[user_class] += batch
-            self._spawn(user_class, batch)
+            for user in self._spawn(user_class, batch):
+                user.greenlet.link(lambda _ended: self._note_end(user_class))
+
+    def _note_end(self, user_class: str) -> None:
+        """Replace a user that ended before the load did."""
+        self._made[user_class] -= 1
+        if not self._over and user_class not in self._replacing:
+            self._replacing.add(user_class)
+            gevent.spawn_later(_PAUSE_S, self._replace, user_class)
+
+    def _replace(self, user_class: str) -> None:
+        self._replacing.discard(user_class)
+        if not self._over:
+            self._keep_spare_users(user_class)
 
     def _pick(self) -> str:
         if len(self._classes) == 1:
             return self._classes[0]
         return self._classes[int(self._rng.choice(len(self._classes), p=self._shares))]
+
+    def _limit_of(self, stage: Stage) -> int:
+        """How many arrivals may be in flight here."""
+        limit = stage.concurrency or stage.max_in_flight or DEFAULT_MAX_IN_FLIGHT
+        return max(1, self._part_of(limit))
 
     def _part_of(self, users: int) -> int:
         """This worker's part of a number of users."""

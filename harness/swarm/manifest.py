@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 
 from harness import __version__
-from harness.plan import Plan
+from harness.plan import Plan, secrets
 from harness.recorder import StageWindow
 
 EMBEDDED = "embedded"
@@ -102,6 +102,13 @@ def describe(
             "memory_bytes": psutil.virtual_memory().total,
         },
     }
+
+
+def masked(plan: Plan, text: str) -> str:
+    """Mask the plan's secrets in a text; a server's message may echo a key."""
+    for secret in secrets(plan):
+        text = text.replace(secret, "***")
+    return text
 
 
 def _without_credentials(url: str) -> str:

@@ -5,6 +5,7 @@
 
 `--plan` brings target, inputs, budgets and load. Without it Locust's own users are the load (the
 closed model), and a plan that stands beside the scenario still gives target, inputs and budgets.
+At the end of the load the users may finish what they began, as long as the plan's `drain` allows.
 The run folder is judged when Locust quits, and the verdict's exit code becomes Locust's.
 """
 
@@ -17,18 +18,18 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 from locust import LoadTestShape, events
 from locust.runners import LocalRunner
 
-from harness.errors import UserError
-from harness.plan import Plan, Stage, Target, load_plan, secrets
+from harness.errors import ExitCode, HarnessError, UserError
+from harness.plan import Plan, Stage, Target, load_plan, secrets, with_url
 from harness.recorder import Recorder, RunFolder
 from harness.swarm.dispatch import Arrival, Dispatcher
-from harness.swarm.manifest import describe, interval_for, stage_windows, target_url
-from harness.swarm.session import IntervalClock, limits_of, make_run
+from harness.swarm.manifest import describe, interval_for, masked, stage_windows, target_url
+from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
 from harness.transport import CLOCK
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _STAGE = "load"
 _UNLIMITED_NS = 24 * 3_600_000_000_000
+_DRAIN_NS = 30_000_000_000
 
 
 class _LocustsUsers:
@@ -54,7 +56,7 @@ class _LocustsUsers:
         now = time.monotonic_ns()
         return Arrival(_STAGE, now, now, closed=True)
 
-    def done(self, _user_class: str, _arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
+    def done(self, _class: str, _arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
         load = self._recorder.load(_STAGE)
         load.finished += 1
         load.failed += failed
@@ -92,6 +94,7 @@ class _Session:
         self._undo = ExitStack()
         self._drives = bool(options.plan)
         self._plan = _plan_for(environment, options)
+        hide(secrets(self._plan))
         self._url = self._undo.enter_context(target_url(self._plan))
         self._windows = stage_windows(self._plan)
         interval_ns = interval_for(self._plan)
@@ -109,10 +112,14 @@ class _Session:
         self._run.dispatcher = self._dispatcher
         self._greenlets: list[gevent.Greenlet] = []
         self._clock: IntervalClock | None = None
+        self._ended_ns: int | None = None
         self.over = False
         environment.harness = self._run
         if self._drives:
             environment.shape_class = _UntilDrained(self)
+        else:
+            drain_s = self._plan.drain_ns / 1e9
+            environment.stop_timeout = max(environment.stop_timeout or 0, drain_s)
 
     def begin(self, **_: Any) -> None:
         """Start the clock of intervals, and the plan's load if it drives."""
@@ -124,25 +131,32 @@ class _Session:
         if isinstance(self._dispatcher, Dispatcher):
             self._greenlets.append(gevent.spawn(self._run_load, self._dispatcher, t0_ns))
 
+    def stopping(self, **_: Any) -> None:
+        """Note when the load ended; what the users still do is its drain."""
+        self._ended_ns = time.monotonic_ns()
+
     def finish(self, environment: Any, **_: Any) -> None:
         """Save what there is, judge it in a process of its own, hand the exit code to Locust."""
         if self._clock is None:
+            self._undo.close()
             return
-        gevent.killall(self._greenlets)
+        interrupted = self._drives and not self.over
         self._runner.stop()
-        seconds = (time.monotonic_ns() - self._run.t0_ns) / 1e9
+        gevent.killall(self._greenlets)
         self._clock.tick()
+        seconds = ((self._ended_ns or time.monotonic_ns()) - self._run.t0_ns) / 1e9
         if not self._drives:
             self._folder.update(stages=[{**self._folder.run["stages"][0], "end_s": seconds}])
         self._folder.update(
-            status="complete" if self.over or not self._drives else "interrupted",
-            first_failure=self._run.first_failure,
+            status="interrupted" if interrupted else "complete",
+            first_failure=masked(self._plan, self._run.first_failure or "") or None,
             retries=self._run.retries,
         )
         self._folder.close()
         self._undo.close()
         command = [sys.executable, "-m", "harness", "gate", str(self._folder.path)]
-        environment.process_exit_code = subprocess.run(command, check=False).returncode
+        code = subprocess.run(command, check=False).returncode
+        environment.process_exit_code = int(ExitCode.INTERRUPTED) if interrupted else code
 
     def _make_dispatcher(self) -> Dispatcher | _LocustsUsers:
         if not self._drives:
@@ -185,14 +199,14 @@ def _plan_for(environment: Any, options: Any) -> Plan:
     scenario = Path(environment.parsed_locustfiles[0]).resolve()
     if options.plan:
         plan = load_plan(options.plan)
-        return plan if not options.host else _with_url(plan, options.host)
+        return plan if not options.host else with_url(plan, options.host, option="--host")
     beside = scenario.with_suffix(".yaml")
     free = Stage(name=_STAGE, concurrency=options.num_users or 1, duration_ns=_UNLIMITED_NS)
     if beside.exists():
         plan = load_plan(beside)
         budgets = tuple(replace(b, stage=None) for b in plan.budgets)
         plan = replace(plan, load=(free,), budgets=budgets)
-        return plan if not options.host else _with_url(plan, options.host)
+        return plan if not options.host else with_url(plan, options.host, option="--host")
     if not options.host:
         raise UserError(f"name the target with --host, or put a plan at {beside}")
     return Plan(
@@ -207,14 +221,10 @@ def _plan_for(environment: Any, options: Any) -> Plan:
         budgets=(),
         seed=1,
         workers=1,
-        drain_ns=0,
+        drain_ns=_DRAIN_NS,
         embedded={},
         places={},
     )
-
-
-def _with_url(plan: Plan, url: str) -> Plan:
-    return replace(plan, target=replace(plan.target, url=url))
 
 
 def _default_folder(name: str) -> str:
@@ -233,7 +243,17 @@ def _attach(environment: Any, runner: Any, **_: Any) -> None:
     if not any(issubclass(cls, ModelUser) for cls in environment.user_classes):
         return
     if not isinstance(runner, LocalRunner):
-        raise UserError("plain Locust records one process; for more use: harness run --workers N")
-    session = _Session(environment, runner)
+        _refuse(UserError("plain Locust records one process; for more: harness run --workers N"))
+    try:
+        session = _Session(environment, runner)
+    except HarnessError as error:
+        _refuse(error)
     environment.events.test_start.add_listener(session.begin)
+    environment.events.test_stopping.add_listener(session.stopping)
     environment.events.quitting.add_listener(session.finish)
+
+
+def _refuse(error: HarnessError) -> NoReturn:
+    """End Locust with our message and code; an error raised from a listener it only logs."""
+    sys.stderr.write(f"harness: {error}\n")
+    sys.exit(int(error.exit_code))

@@ -21,7 +21,7 @@ def known_steps(
     None when the scenario computes step names, so that nothing can be said.
     """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(scenario.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(scenario.read_bytes())):
         if isinstance(node, ast.Call):
             found = _names_in(node)
             if found is None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-import gevent
 import numpy as np
+from gevent.event import Event
 
 from harness.budget import Budget, goodput_limits
 from harness.inputs import load_inputs
@@ -37,6 +41,7 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
         recorder=recorder,
         transport=Transport(verify=plan.target.verify),
         inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        seed=(plan.seed, worker),
         rng=np.random.default_rng([plan.seed, worker]),
     )
 
@@ -47,15 +52,20 @@ class IntervalClock:
     def __init__(self, t0_ns: int, interval_ns: int, flush: Callable[[int, float], None]) -> None:
         self._t0_ns, self._interval_ns, self._flush = t0_ns, interval_ns, flush
         self._index = 0
+        self._over = Event()
         self._cpu_s, self._wall_ns = time.process_time(), time.monotonic_ns()
 
     def run(self) -> None:
-        """Flush for ever; kill the greenlet to end it."""
-        while True:
+        """Flush until `stop`; a flush that has begun is not interrupted."""
+        while not self._over.is_set():
             due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
-            gevent.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
-            if time.monotonic_ns() >= due_ns:
+            self._over.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
+            if time.monotonic_ns() >= due_ns and not self._over.is_set():
                 self.tick()
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._over.set()
 
     def tick(self) -> None:
         """Flush the interval that ends now."""
@@ -69,3 +79,48 @@ class IntervalClock:
     def ticks(self) -> int:
         """How many intervals were flushed."""
         return self._index
+
+
+def hide(hidden: Sequence[str]) -> None:
+    """Keep texts out of this process's logs and out of all that it prints."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Masked(hidden))
+    sys.stdout, sys.stderr = _MaskedStream(sys.stdout, hidden), _MaskedStream(sys.stderr, hidden)
+
+
+class _Masked(logging.Filter):
+    def __init__(self, hidden: Sequence[str]) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Put the masked text, with its traceback, in the record's place."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        record.msg, record.args = _without(self._hidden, text), ()
+        record.exc_info = record.exc_text = None
+        return True
+
+
+class _MaskedStream:
+    def __init__(self, inner: Any, hidden: Sequence[str]) -> None:
+        self._inner = inner
+        self._hidden = hidden
+
+    def write(self, text: str) -> int:
+        self._inner.write(_without(self._hidden, text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _without(hidden: Sequence[str], text: str) -> str:
+    for secret in hidden:
+        text = text.replace(secret, "***")
+    return text

@@ -21,7 +21,12 @@ import gevent
 import httpx
 import numpy as np
 from locust import TaskSet, User
-from locust.exception import InterruptTaskSet, RescheduleTask, StopUser
+from locust.exception import (
+    InterruptTaskSet,
+    RescheduleTask,
+    RescheduleTaskImmediately,
+    StopUser,
+)
 
 from harness import apis
 from harness.errors import RequestFailed, UserError
@@ -41,6 +46,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per reque
 _OWN = "harness.own"  # marks requests whose step records itself
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _EXCERPT_BYTES = 4096
+_CONTROL_FLOW = (StopUser, InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately)
 
 
 class ArrivalSource(Protocol):
@@ -65,11 +71,16 @@ class Run:
     recorder: Recorder
     transport: Transport
     inputs: Inputs | None
+    seed: tuple[int, int]
+    """The plan's seed and the worker's number: each arrival draws from a generator of its own."""
     rng: np.random.Generator
+    """For what is drawn outside of tasks."""
     dispatcher: ArrivalSource | None = None
     t0_ns: int = 0
     first_failure: str | None = None
     retries: int = 0
+    logged: set[tuple[str, str]] = field(default_factory=set)
+    """Kinds of errors in the scenario, by task, whose traceback is in the log."""
     on_step: Callable[[Step, Journey], None] | None = None
     """Told of every finished step; plain Locust's statistics listen here."""
 
@@ -81,6 +92,8 @@ class Step:
     name: str
     start_ns: int
     end_ns: int | None = None
+    limit_ns: int = 0
+    """How long it lasted at least if its failure is a timeout."""
     failure: str | None = None
     values: dict[str, int] = field(default_factory=dict)
     gaps: Sequence[int] = ()
@@ -103,20 +116,34 @@ class Journey:
     stage: str
     planned_ns: int
     ready_ns: int
+    rng: np.random.Generator
     steps: list[Step] = field(default_factory=list)
-    requests: int = 0
+    running: list[Step] = field(default_factory=list)
+    calls: int = 0
     rooted: bool = False
+    noted: BaseException | None = None
+    """The last exception that failed a step."""
 
     def begin(self, name: str, parent: Step | None) -> Step:
-        """Return a step that starts now, or at the planned arrival if it is the first at the root."""
+        """Return a step that starts now; the first at the root starts at the planned arrival."""
         path = f"{parent.name}/{name}" if parent else name
-        if parent is None and not self.rooted:
-            self.rooted = True
-            return Step(path, self.planned_ns)
-        return Step(path, time.monotonic_ns())
+        first = parent is None and not self.rooted
+        self.rooted |= first
+        step = Step(path, self.planned_ns if first else time.monotonic_ns())
+        self.running.append(step)
+        return step
+
+    def fail(self, step: Step, error: BaseException) -> None:
+        """Count a step as failed by an exception."""
+        self.noted = error
+        detail = error.detail if isinstance(error, RequestFailed) else str(error)
+        step.fail(failure_kind(error), detail)
 
     def finish(self, step: Step) -> None:
-        """Record a finished step."""
+        """Record a finished step; one that the end of the run has cut off already stays so."""
+        if step not in self.running:
+            return
+        self.running.remove(step)
         self.steps.append(step)
         if step.end_ns is None:
             step.end_ns = time.monotonic_ns()
@@ -126,10 +153,8 @@ class Journey:
             step.values.setdefault("e2el", elapsed_ns)
             step.values["e2el_all"] = step.values["e2el"]
         else:
-            timed_out = step.failure == "timeout"
-            step.values = {
-                "e2el_all": max(elapsed_ns, run.target.timeout_ns) if timed_out else elapsed_ns
-            }
+            least_ns = step.limit_ns if step.failure == "timeout" else 0
+            step.values = {"e2el_all": max(elapsed_ns, least_ns)}
             if run.first_failure is None:
                 run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
         run.recorder.request(
@@ -142,24 +167,48 @@ class Journey:
         if run.on_step:
             run.on_step(step, self)
 
-    def sent(self, step: str, stamps: Stamps, called_ns: int) -> None:
+    def call(self, step: str) -> int:
+        """Return when the request that is about to be made was due, in ns."""
+        self.calls += 1
+        if self.calls > 1:
+            return time.monotonic_ns()
+        if self.ready_ns > self.planned_ns:
+            waited_ns = self.ready_ns - self.planned_ns
+            self.run.recorder.add(self.stage, step.partition("/")[0], "slot_wait", waited_ns)
+        return max(self.planned_ns, self.ready_ns)
+
+    def sent(self, step: str, stamps: Stamps, due_ns: int) -> None:
         """Record how late a request left, apart from waiting for a user and from connecting."""
-        self.requests += 1
         root = step.partition("/")[0]
         add = self.run.recorder.add
-        due_ns = called_ns
-        if self.requests == 1:
-            due_ns = max(self.planned_ns, self.ready_ns)
-            if self.ready_ns > self.planned_ns:
-                add(self.stage, root, "slot_wait", self.ready_ns - self.planned_ns)
         if stamps.connect_ns:
             add(self.stage, root, "connect", stamps.connect_ns)
         add(self.stage, root, "send_lag", max(0, stamps.sent_ns - stamps.connect_ns - due_ns))
         self.run.retries += stamps.retries
 
+    def end_with(self, error: BaseException) -> None:
+        """Record the exception that ended the task: as a failed step of its name if no step has it.
+
+        What runs on in other greenlets when the end of the run cuts the task off is cut off too.
+        """
+        if isinstance(error, gevent.GreenletExit):
+            for step in [*self.running]:
+                self.fail(step, error)
+                self.finish(step)
+        kinds = {step.failure for step in self.steps}
+        cause: BaseException | None = error
+        while cause is not None:
+            if cause is self.noted or failure_kind(cause) in kinds:
+                return
+            cause = cause.__cause__ or cause.__context__
+        this = self.begin(self.task, None)
+        self.fail(this, error)
+        self.finish(this)
+
     def close(self) -> bool:
         """Offer the journey to the recorder; returns whether every step succeeded."""
         end_ns = time.monotonic_ns()
+        self.noted = None
         roots = [step.name for step in self.steps if "/" not in step.name]
         ok = all(step.failure is None for step in self.steps)
         self.run.recorder.journey(
@@ -202,8 +251,10 @@ def step(name: str) -> Iterator[Step]:
     token = _STEP.set(this)
     try:
         yield this
+    except _CONTROL_FLOW:
+        raise
     except BaseException as error:
-        this.fail(failure_kind(error), str(error))
+        journey.fail(this, error)
         raise
     finally:
         _STEP.reset(token)
@@ -225,7 +276,7 @@ class ModelUser(User):
         self._own_tasks = list(type(self).tasks)
         self._think = self.wait_time
         if self._own_tasks:
-            self.tasks = [type(self)._journey]  # Locust runs this; it runs the scenario's tasks
+            self.tasks = [ModelUser._journey]  # Locust runs this; it runs the scenario's tasks
         self.wait_time = lambda: 0  # type: ignore[method-assign]
 
     @property
@@ -251,19 +302,20 @@ class ModelUser(User):
         run = self.run_state
         if run.inputs is None:
             raise UserError("the scenario asks for inputs, the plan has none: add inputs: FILE")
-        return run.inputs.draw(run.rng)
+        journey = _JOURNEY.get()
+        return run.inputs.draw(journey.rng if journey else run.rng)
 
     def chat(
         self,
         messages: Input | Mapping[str, Any] | Sequence[Mapping[str, Any]] | str,
         *,
-        step: str = "chat",  # noqa: A002 - reads best at the call
+        step: str = "chat",
         **params: Any,
     ) -> apis.Reply:
         """Stream one chat completion and record it as `step`.
 
-        `messages` may be an input, the list of messages, or a prompt. `params` go into the request's
-        body. Raises RequestFailed when the reply is not a whole, valid stream.
+        `messages` may be an input, the list of messages, or a prompt. `params` go into the body of
+        the request. Raises RequestFailed when the reply is not a whole, valid stream.
         """
         name = "prompt" if isinstance(messages, str) else "messages"
         return self._model_step("openai-chat", _as_data(messages, name), step, params)
@@ -298,11 +350,10 @@ class ModelUser(User):
         assert run.dispatcher is not None
         name = type(self).__name__
         arrival = run.dispatcher.take(name)
-        task = self._own_tasks[int(run.rng.integers(len(self._own_tasks)))]
         cut = False
         ok = False
         try:
-            ok = self.run_task(task, arrival)
+            ok = self.run_task(arrival)
         except gevent.GreenletExit:
             cut = True
             raise
@@ -310,51 +361,65 @@ class ModelUser(User):
             if cut:
                 run.dispatcher.cut_off(name, arrival)
             else:
-                think_s = self._think() if arrival.closed else 0
+                think_s = self._think_time() if arrival.closed else 0
                 run.dispatcher.done(name, arrival, failed=not ok, think_s=think_s)
 
-    def run_task(self, task: Any, arrival: Arrival) -> bool:
-        """Run one task as the journey of an arrival; returns whether every step succeeded."""
+    def _think_time(self) -> float:
+        try:
+            return float(self._think())
+        except Exception as error:  # noqa: BLE001 - it is the scenario's code
+            self._log_once("wait_time", error)
+            return 0
+
+    def run_task(self, arrival: Arrival, task: Any = None) -> bool:
+        """Run a task, one drawn by weight if none is given, as the journey of an arrival.
+
+        Returns whether every step succeeded. What a task raises is counted as a failure and goes no
+        further, but for GreenletExit and KeyboardInterrupt.
+        """
         run = self.run_state
+        rng = np.random.default_rng([*run.seed, arrival.number])
+        if task is None:
+            task = self._own_tasks[int(rng.integers(len(self._own_tasks)))]
         name = getattr(task, "__name__", str(task))
-        journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns)
+        journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns, rng)
         token = _JOURNEY.set(journey)
         try:
             if isinstance(task, type) and issubclass(task, TaskSet):
                 task(self).run()  # type: ignore[no-untyped-call]
             else:
                 task(self)
-        except (StopUser, RescheduleTask, InterruptTaskSet):
+        except _CONTROL_FLOW:
             pass
-        except RequestFailed as error:
-            self._fail_outside_steps(journey, error)
-        except Exception as error:
-            log.exception("task %s failed", name)
-            self._fail_outside_steps(journey, error)
-        except gevent.GreenletExit as error:
-            self._fail_outside_steps(journey, error)
+        except (gevent.GreenletExit, KeyboardInterrupt) as error:
+            journey.end_with(error)
             journey.close()
             raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit and gevent.Timeout are failures too
+            self._log_once(name, error)
+            journey.end_with(error)
         finally:
             _JOURNEY.reset(token)
         return journey.close()
 
-    def _fail_outside_steps(self, journey: Journey, error: BaseException) -> None:
-        """Record a failure that no step has recorded as one of a step named after the task."""
-        if any(step.failure for step in journey.steps):
+    def _log_once(self, task: str, error: BaseException) -> None:
+        """Log an error of the scenario's own, the first of its kind with its traceback."""
+        kind = (task, type(error).__name__)
+        if isinstance(error, RequestFailed | httpx.HTTPError) or kind in self.run_state.logged:
             return
-        this = journey.begin(journey.task, None)
-        this.fail(failure_kind(error), str(error))
-        journey.finish(this)
+        self.run_state.logged.add(kind)
+        log.error("%s raised %s; others like it are only counted", *kind, exc_info=error)
 
     def _model_step(
         self, dialect: str, data: Mapping[str, Any], name: str, params: Mapping[str, Any]
     ) -> apis.Reply:
         run = self.run_state
         api = apis.api(dialect)
-        called_ns = time.monotonic_ns()
+        journey = _JOURNEY.get()
         with step(name) as this:
+            due_ns = journey.call(this.name) if journey else 0
             target = run.target
+            this.limit_ns = target.timeout_ns
             body = api.body(data, target.model, {**target.params, **params})
             path = target.path if dialect == target.api else None
             request = self.client.build_request(
@@ -366,14 +431,15 @@ class ModelUser(User):
             )
             if isinstance(data, _InputData):
                 this.detail |= {"input": data.id, "category": data.category}
-            reply, stamps = self._exchange(request, api, this, called_ns, stream=api.wants_stream(body))
+            stream = api.wants_stream(body)
+            reply, stamps = self._exchange(request, api, this, due_ns, stream=stream)
             self._note(this, reply, stamps)
             if reply.failure is not None:
                 raise reply.failure
         return reply
 
     def _exchange(
-        self, request: httpx.Request, api: apis.Api, this: Step, called_ns: int, *, stream: bool
+        self, request: httpx.Request, api: apis.Api, this: Step, due_ns: int, *, stream: bool
     ) -> tuple[apis.Reply, Stamps]:
         """Send a request and read its reply, within the target's timeout."""
         limit_s = self.run_state.target.timeout_ns / 1e9
@@ -383,7 +449,7 @@ class ModelUser(User):
                 stamps: Stamps = response.extensions[STAMPS]
                 journey = _JOURNEY.get()
                 if journey is not None:
-                    journey.sent(this.name, stamps, called_ns)
+                    journey.sent(this.name, stamps, due_ns)
                 this.detail["status"] = response.status_code
                 if not stream or response.status_code != 200:
                     body = response.read()
@@ -436,15 +502,19 @@ class _Client(httpx.Client):
     fails the step. Outside any step it is a step of its own, named like `GET /v1/models`.
     """
 
-    def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+    def send(
+        self, request: httpx.Request, *, stream: bool = False, **options: Any
+    ) -> httpx.Response:
         journey = _JOURNEY.get()
         if _OWN in request.extensions or journey is None:
             return super().send(request, stream=stream, **options)
         outer = _STEP.get()
         this = outer or journey.begin(f"{request.method} {request.url.path}", None)
-        watch = _Watch(journey, this, own_step=outer is None, called_ns=time.monotonic_ns())
+        watch = _Watch(journey, this, own_step=outer is None, due_ns=journey.call(this.name))
+        limit_s = None if stream else request.extensions.get("timeout", {}).get("read")
         try:
-            response = super().send(request, stream=stream, **options)
+            with gevent.Timeout(limit_s, httpx.ReadTimeout(f"no whole reply within {limit_s} s")):
+                response = super().send(request, stream=stream, **options)
         except BaseException as error:
             watch.failed(error)
             raise
@@ -464,19 +534,21 @@ class _Watch:
     journey: Journey
     step: Step
     own_step: bool
-    called_ns: int
+    due_ns: int
+    called_ns: int = field(default_factory=time.monotonic_ns)
     over: bool = False
 
     def answered(self, response: httpx.Response) -> None:
-        stamps = response.extensions.get(STAMPS)
+        first = response.history[0] if response.history else response
+        stamps = first.extensions.get(STAMPS)
         if stamps is not None:
-            self.journey.sent(self.step.name, stamps, self.called_ns)
+            self.journey.sent(self.step.name, stamps, self.due_ns)
         self.step.detail["status"] = response.status_code
         if response.status_code >= 400:
             self.step.fail(f"status {response.status_code}")
 
     def failed(self, error: BaseException) -> None:
-        self.step.fail(failure_kind(error), str(error))
+        self.journey.fail(self.step, error)
         self.done()
 
     def done(self) -> None:
@@ -500,7 +572,9 @@ class _WatchedBody(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._inner
-        except Exception as error:
+        except GeneratorExit:  # the scenario has read enough
+            raise
+        except BaseException as error:
             self._watch.failed(error)
             raise
 
@@ -529,7 +603,8 @@ def _read_stream(response: httpx.Response, api: apis.Api, stamps: Stamps) -> api
     wrong = apis.stream_failure(response.headers)
     if wrong is not None:
         body = response.read()[:_EXCERPT_BYTES]
-        return apis.Reply(failure=apis.stream_failure(response.headers, body), end_ns=stamps.read_ns)
+        wrong = apis.stream_failure(response.headers, body)
+        return apis.Reply(failure=wrong, end_ns=stamps.read_ns)
     reader = apis.StreamReader(api)
     cause: RequestFailed | None = None
     try:
@@ -543,10 +618,11 @@ def _read_stream(response: httpx.Response, api: apis.Api, stamps: Stamps) -> api
         cause = RequestFailed("reset", str(error))
     except RequestFailed as error:
         cause = error
-    return reader.finish(stamps.read_ns, cause=cause)
+    timed_out = cause is not None and cause.kind == "timeout"
+    return reader.finish(time.monotonic_ns() if timed_out else stamps.read_ns, cause=cause)
 
 
-def failure_kind(error: BaseException) -> str:
+def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each kind
     """Return the kind that `error_rate` counts an exception by."""
     match error:
         case RequestFailed():
@@ -555,7 +631,7 @@ def failure_kind(error: BaseException) -> str:
             return "cut off"
         case httpx.ConnectTimeout() | httpx.ConnectError():
             return "connect"
-        case httpx.TimeoutException():
+        case httpx.TimeoutException() | gevent.Timeout():
             return "timeout"
         case httpx.HTTPStatusError():
             return f"status {error.response.status_code}"

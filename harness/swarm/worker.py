@@ -6,6 +6,7 @@ prints goes to stderr. When the parent is gone, the pipe says so and the worker 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -17,20 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import httpx
+import locust
 from gevent.os import nb_write, tp_read
 from locust.env import Environment
 from locust.util.load_locustfile import load_locustfile
 
-from harness.errors import HarnessError, UserError
+from harness.errors import HarnessError, RequestFailed, TargetError, UserError
 from harness.plan import secrets
 from harness.recorder import Limits, Recorder
 from harness.swarm import frames
 from harness.swarm.dispatch import Arrival, Dispatcher
-from harness.swarm.session import IntervalClock, limits_of, make_run
+from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
 from harness.transport import CLOCK
 
 log = logging.getLogger(__name__)
+
+_END_S = 5.0  # for what users do in on_stop
 
 
 class Worker:
@@ -42,7 +47,12 @@ class Worker:
         self._classes = load_scenario(plan.scenario)
         self._recorder = Recorder(limits_of(plan.budgets), seed=plan.seed + job.worker)
         self._run = make_run(plan, job.url, self._recorder, worker=job.worker)
-        self._environment = Environment(user_classes=list(self._classes.values()), host=job.url)
+        self._environment = Environment(
+            user_classes=list(self._classes.values()),
+            host=job.url,
+            events=locust.events,  # where the scenario's listeners are
+            catch_exceptions=False,  # what a task of a nested TaskSet raises fails the journey
+        )
         self._environment.harness = self._run  # type: ignore[attr-defined]
         self._runner = self._environment.create_local_runner()
         self._dispatcher = Dispatcher(
@@ -61,13 +71,26 @@ class Worker:
         """Run every task of the scenario once, recording nothing; says what its steps met."""
         recorder, self._run.recorder = self._run.recorder, Recorder(Limits())
         try:
-            return tuple(
-                self._probe(user, task)
-                for user in (cls(self._environment) for cls in self._classes.values())
-                for task in dict.fromkeys(type(user).tasks)
-            )
+            return tuple(probe for cls in self._classes.values() for probe in self._probe_all(cls))
         finally:
-            self._run.recorder, self._run.first_failure = recorder, None
+            self._run.recorder, self._run.first_failure, self._run.retries = recorder, None, 0
+
+    def _probe_all(self, cls: type[ModelUser]) -> list[frames.Probe]:
+        user = cls(self._environment)
+        try:
+            user.on_start()
+            probes = [self._probe(user, task) for task in dict.fromkeys(cls.tasks)]
+            user.on_stop()  # type: ignore[no-untyped-call]
+        except (RequestFailed, httpx.HTTPError) as error:
+            raise TargetError(
+                f"{self._job.url} did not pass the preflight: {type(error).__name__}: {error}, in "
+                f"on_start or on_stop of {cls.__name__}; check the target"
+            ) from error
+        except Exception as error:
+            raise UserError(
+                f"{_where(error)}; on_start or on_stop of {cls.__name__} failed"
+            ) from error
+        return probes
 
     def _probe(self, user: ModelUser, task: Any) -> frames.Probe:
         seen: list[Step] = []
@@ -78,9 +101,8 @@ class Worker:
         now = time.monotonic_ns()
         self._run.on_step = note
         try:
-            user.on_start()
             if not isinstance(task, type):
-                user.run_task(task, Arrival("preflight", now, now))
+                user.run_task(Arrival("preflight", now, now), task)
         finally:
             self._run.on_step = None
         steps = tuple((step.name, step.failure, step.detail) for step in seen)
@@ -97,8 +119,10 @@ class Worker:
         ticking = gevent.spawn(clock.run)
         self._dispatcher.run(t0_ns, drain_ns=self._plan.drain_ns)
         self._dispatcher.end()
+        self._runner.user_greenlets.kill(timeout=_END_S)  # all at once: an on_stop may take long
         self._runner.stop()
-        ticking.kill()
+        clock.stop()
+        ticking.join()  # not killed: it may be in the middle of sending a frame
         clock.tick()
         self._send(
             frames.Done(
@@ -127,17 +151,21 @@ def load_scenario(path: Path) -> dict[str, type[ModelUser]]:
     """
     try:
         classes, _ = load_locustfile(str(path))
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(
-            f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {error}; "
-            f"the scenario {path.name} cannot be imported"
-        ) from error
-    found = {name: cls for name, cls in classes.items() if issubclass(cls, ModelUser)}
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{_where(error)}; the scenario {path.name} cannot be imported") from error
+    found = {name: cls for name, cls in classes.items() if issubclass(cls, ModelUser) and cls.tasks}
     if not found:
         others = f"; it has {', '.join(classes)}, of other bases" if classes else ""
         raise UserError(f"{path}: no subclass of harness.ModelUser with a @task was found{others}")
     return found
+
+
+def _where(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}:{error.lineno}:{error.offset}"
+        return f"{place}: {type(error).__name__}: {error.msg}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {error}"
 
 
 def main() -> None:
@@ -146,43 +174,28 @@ def main() -> None:
     os.dup2(2, 1)  # what the scenario prints must not get between the frames
     os.set_blocking(out, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=layout)
     receive = partial(frames.decode, _read_exactly)
     send = partial(_send, out)
     job = receive()
     if job is None:
         return
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Masked(secrets(job.plan)))
+    hide(secrets(job.plan))
     try:
         worker = Worker(job, send)
         probes = worker.preflight() if job.preflight else ()
     except HarnessError as error:
         send(frames.Broken(message=str(error), code=error.exit_code))
         return
+    gc.collect()
+    gc.freeze()  # a full collection of what is loaded by now would stop the load for tens of ms
     send(frames.Ready(probes=probes, clock=CLOCK))
     start = receive()
     if not isinstance(start, frames.Start):
         return
     gevent.spawn(_obey, receive, worker)
     worker.load(start.t0_ns)
-
-
-class _Masked(logging.Filter):
-    """Keeps the plan's secrets out of the log."""
-
-    def __init__(self, hidden: tuple[str, ...]) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        for secret in self._hidden:
-            text = text.replace(secret, "***")
-        record.msg, record.args, record.exc_info, record.exc_text = text, (), None, None
-        return True
 
 
 def _obey(receive: Callable[[], Any], worker: Worker) -> None:

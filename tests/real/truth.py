@@ -8,6 +8,7 @@ there, `predicted_ms` from then to the last token. So a client can see no first 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -61,12 +62,16 @@ def _pair(took_ns: int, detail: dict[str, object]) -> Pair:
 def first_token_gap(pairs: Iterable[Pair]) -> float:
     """Median of measured TTFT - prompt_ms, as a share of the median measured TTFT."""
     known = list(pairs)
+    if not known:
+        return math.inf
     return median(pair.ttft - pair.prompt for pair in known) / median(pair.ttft for pair in known)
 
 
 def generation_gap(pairs: Iterable[Pair]) -> float:
     """Median distance between measured generation and predicted_ms, as a share of the latter's."""
     known = list(pairs)
+    if not known:
+        return math.inf
     distance = median(abs(pair.generation - pair.predicted) for pair in known)
     return distance / median(pair.predicted for pair in known)
 
