@@ -31,7 +31,7 @@ Fields = Mapping[str, Any]
 _FAILED_FINISH = ("error", "abort")  # what vLLM and routers put where a reason would stand
 
 
-class _WrongShape(ValueError):  # noqa: N818 - never leaves the module
+class _WrongShape(ValueError):
     """JSON that parses and is not what the dialect has there."""
 
 

@@ -97,10 +97,11 @@ def run(
     With a plan file, only --target, --seed, --workers and --out may be given beside it.
     """
     from harness.runs import run_plan
+    from harness.swarm.manifest import default_folder
 
     plan = _plan(scenario, options)
     ctx.find_root().obj = plan
-    folder = out or _new_folder(plan.name)
+    folder = out or default_folder(plan.name)
     with _live(quiet=quiet) as show:
         result = run_plan(plan, folder, show)
     _finish(ctx, result, json_to=json_to, quiet=quiet, verbose=verbose)
@@ -212,12 +213,6 @@ def _whole(option: str, text: str, low: int, high: int) -> int:
     if len(text) > 19 or not text.isdecimal() or not low <= int(text) <= high:
         raise UserError(f"{option}: found {text!r}; allowed is a whole number, {low} to {high:,}")
     return int(text)
-
-
-def _new_folder(name: str) -> Path:
-    import time
-
-    return Path("reports") / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Every error this package raises on purpose, and the exit codes.
 
-    HarnessError                      1  a defect of ours, or of the machine
-    ├── UserError                     2  the plan, the command line or a saved run is not usable
-    │   ├── PlanError                    place:line:column: found, allowed, what to do
-    │   ├── BudgetSyntaxError            the same for one budget's text
-    │   └── RecordingError               a folder that is not a run, or cannot be written
-    ├── TargetError                   6  the target did not answer the preflight as declared
-    └── RequestFailed                 -  one request of the load failed; it is counted, not fatal
+HarnessError                      1  a defect of ours, or of the machine
+├── UserError                     2  the plan, the command line or a saved run is not usable
+│   ├── PlanError                    place:line:column: found, allowed, what to do
+│   ├── BudgetSyntaxError            the same for one budget's text
+│   └── RecordingError               a folder that is not a run, or cannot be written
+├── TargetError                   6  the target did not answer the preflight as declared
+└── RequestFailed                 -  one request of the load failed; it is counted, not fatal
 """
 
 from __future__ import annotations

@@ -168,6 +168,10 @@ def _load(
 
 
 def _close(folder: RunFolder, ended: Ended, plan: Plan) -> None:
+    if ended.stopped_s is not None:
+        end_s = max(ended.stopped_s, folder.run["interval_s"])
+        begun = [stage for stage in folder.run["stages"] if stage["start_s"] < end_s]
+        folder.update(stages=[{**stage, "end_s": min(stage["end_s"], end_s)} for stage in begun])
     status = "interrupted" if ended.interrupted else "crashed" if ended.crashed else "complete"
     folder.update(
         status=status,

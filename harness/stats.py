@@ -2,8 +2,9 @@
 samples a claim needs.
 
 The exceedance of a limit is a share k/n. Its bounds are Clopper and Pearson's (Biometrika 26,
-1934), each end by itself at the declared confidence. `vif` (variance inflation, 1 for independent samples)
-shrinks k and n to an effective sample, after Korn and Graubard (Survey Methodology 24, 1998).
+1934), each end by itself at the declared confidence. `vif` (variance inflation, 1 for independent
+samples) shrinks k and n to an effective sample, after Korn and Graubard (Survey Methodology 24,
+1998).
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from harness.recorder import Histogram
 FloatArray = npt.NDArray[np.float64]
 
 
-def share_bounds(
-    n: float, k: float, confidence: float, *, vif: float = 1.0
-) -> tuple[float, float]:
+def share_bounds(n: float, k: float, confidence: float, *, vif: float = 1.0) -> tuple[float, float]:
     """Lower and upper bound of a true share, of which k in n were seen; (0, 1) without samples."""
     if n <= 0:
         return 0.0, 1.0

@@ -156,7 +156,9 @@ def test_the_architecture_page_names_every_module():
     assert {name for name in modules if f"| `{name}` |" not in page} == set()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "locustfiles").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "locustfiles").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_ready_plan_is_usable(path):
     plan = load_plan(path, environ={})
     assert plan.scenario == path.with_suffix(".py")

@@ -46,9 +46,7 @@ class RunFolder:
         self._files: dict[str, _Appender] = {}
 
     @classmethod
-    def create(
-        cls, path: Path, run: dict[str, Any], *, secrets: Sequence[str] = ()
-    ) -> RunFolder:
+    def create(cls, path: Path, run: dict[str, Any], *, secrets: Sequence[str] = ()) -> RunFolder:
         """Make the folder and write the first `run.json`, which holds no secrets as it comes.
 
         `secrets` are masked in the journeys, where a server's words may repeat them.
@@ -227,7 +225,5 @@ def _interval(report: Report) -> dict[str, Any]:
             for key, measured in report.measured.items()
             if (h := measured.histogram).n
         ],
-        "steps": [
-            [*where, f.total, f.good, dict(f.kinds)] for where, f in report.finished.items()
-        ],
+        "steps": [[*where, f.total, f.good, dict(f.kinds)] for where, f in report.finished.items()],
     }

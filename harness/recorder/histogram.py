@@ -149,7 +149,7 @@ class Histogram:
         return self.at_rank(max(1, math.ceil(round(q * self.n, 6))))
 
     def count_over(self, threshold: float) -> tuple[int, int]:
-        """Bound how many samples are above `threshold`; the bounds are equal where a bucket's edge or an
+        """Bound how many samples are above `threshold`; both are equal where a bucket's edge or an
         extreme decides it."""
         if self.max is None or self.min is None or threshold >= self.max:
             return 0, 0

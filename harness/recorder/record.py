@@ -23,7 +23,7 @@ _KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 3, 3  # journeys kept per interval, 
 
 @dataclass(slots=True)
 class Measured:
-    """One (stage, step, metric) in one interval: a histogram, and the exact count over each limit."""
+    """One (stage, step, metric) in one interval: a histogram, and exact counts over each limit."""
 
     histogram: Histogram
     over: dict[int, int]

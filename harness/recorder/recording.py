@@ -224,12 +224,27 @@ class Recording:
     def steps(self, stage: str) -> tuple[str, ...]:
         """Return the steps seen in a stage: in order of appearance, parents before children."""
         seen = [step for where, step in self._steps if where == stage]
-        tree = sorted({"/".join(step.split("/")[:depth]) for step in seen for depth in
-                       range(1, step.count("/") + 2)} - set(seen)) + seen
+        tree = (
+            sorted(
+                {
+                    "/".join(step.split("/")[:depth])
+                    for step in seen
+                    for depth in range(1, step.count("/") + 2)
+                }
+                - set(seen)
+            )
+            + seen
+        )
         first = {name: tree.index(name) for name in tree}
-        return tuple(sorted(seen, key=lambda step: [
-            first["/".join(step.split("/")[: depth + 1])] for depth in range(step.count("/") + 1)
-        ]))
+        return tuple(
+            sorted(
+                seen,
+                key=lambda step: [
+                    first["/".join(step.split("/")[: depth + 1])]
+                    for depth in range(step.count("/") + 1)
+                ],
+            )
+        )
 
     def metrics(self, stage: str, step: str) -> tuple[str, ...]:
         """Return the metrics recorded for a step in a stage."""
@@ -239,8 +254,13 @@ class Recording:
         """Return a metric's samples, None when there are none; step `run` is all root steps."""
         wanted = (stage, step, metric)
         if wanted not in self._series:  # decoding is the cost, and many budgets share a series
-            keys = [key for key in self._rows if key[0] == stage and key[2] == metric
-                    and (key[1] == step or (step == RUN and "/" not in key[1]))]
+            keys = [
+                key
+                for key in self._rows
+                if key[0] == stage
+                and key[2] == metric
+                and (key[1] == step or (step == RUN and "/" not in key[1]))
+            ]
             rows: dict[int, _Row] = {}
             for key in keys:
                 rows = _sum_rows(rows, self._rows[key])
@@ -270,8 +290,10 @@ class Recording:
         rows = [by_stage[stage] for by_stage in self._load.values() if stage in by_stage]
         if not rows:
             return LoadTotals()
-        sums = {name: sum(row[name] for row in rows) for name in
-                ("planned", "sent", "finished", "failed", "dropped", "cut_off", "waited")}
+        sums = {
+            name: sum(row[name] for row in rows)
+            for name in ("planned", "sent", "finished", "failed", "dropped", "cut_off", "waited")
+        }
         return LoadTotals(
             **sums,
             max_in_flight=max(row["in_flight"] for row in rows),
@@ -292,7 +314,7 @@ class Recording:
         for index, by_stage in self._load.items():
             for row in by_stage.values():
                 for name, array in sums.items():
-                    if name in ("in_flight", "waiting"):  # of the whole run, at a stage's border too
+                    if name in ("in_flight", "waiting"):  # of the whole run, in every stage
                         array[index] = max(array[index], row[name])
                     else:
                         array[index] += row[name]

@@ -27,6 +27,7 @@ from harness.swarm import frames
 _LEAD_NS = 300_000_000  # between "start" and time zero: all workers must have heard of it
 _READY_TIMEOUT_S = 120.0
 _END_GRACE_S = 15.0
+_SILENCE_S = 60.0  # workers report every interval, at most a second; one that is stuck does not
 
 
 @dataclass(slots=True)
@@ -34,6 +35,8 @@ class Ended:
     """How the load ended."""
 
     interrupted: bool = False
+    stopped_s: float | None = None
+    """When the load was told to end early, seconds since its start."""
     crashed: list[str] = field(default_factory=list)
     lost_reports: int = 0
     first_failure: str | None = None
@@ -47,7 +50,7 @@ class Workers:
         self._frames: queue.Queue[tuple[int, Any]] = queue.Queue()
         self._log = log_path.open("ab") if log_path else None
         self._children = [self._spawn() for _ in range(plan.workers)]
-        self.drain_s = plan.drain_ns / 1e9
+        self._stopped_ns: int | None = None
         for number, child in enumerate(self._children):
             threading.Thread(target=self._listen, args=(number, child), daemon=True).start()
             self._tell(
@@ -106,13 +109,18 @@ class Workers:
         `stop` may be called from a signal handler meanwhile.
         """
         start = frames.Start(t0_ns=time.monotonic_ns() + _LEAD_NS)
+        self._stopped_ns = None
         folder.begin(time.time() + _LEAD_NS / 1e9)
         for child in self._children:
             self._tell(child, start)
         ended = Ended()
         merger = _Merger(len(self._children))
         while merger.open:
-            number, frame = self._frames.get()
+            try:
+                number, frame = self._frames.get(timeout=_SILENCE_S)
+            except queue.Empty:
+                self.kill()  # their pipes close, and each is then counted as crashed
+                continue
             if isinstance(frame, Report):
                 merger.add(number, frame)
             elif isinstance(frame, frames.Done):
@@ -125,10 +133,13 @@ class Workers:
             for report in merger.ready():
                 folder.append(report)
                 on_report(report)
+        if self._stopped_ns is not None:
+            ended.stopped_s = max(0.0, (self._stopped_ns - start.t0_ns) / 1e9)
         return ended
 
     def stop(self) -> None:
         """Ask every worker to plan no more arrivals and drain."""
+        self._stopped_ns = time.monotonic_ns()
         for child in self._children:
             self._tell(child, frames.Stop())
 
@@ -173,10 +184,12 @@ class Workers:
 
     def _listen(self, number: int, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
-        with child.stdout as pipe:
-            while (frame := frames.decode(pipe.read)) is not None:
-                self._frames.put((number, frame))
-        self._frames.put((number, None))
+        try:
+            with child.stdout as pipe:
+                while (frame := frames.decode(pipe.read)) is not None:
+                    self._frames.put((number, frame))
+        finally:
+            self._frames.put((number, None))
 
     def _tell(self, child: subprocess.Popen[bytes], frame: object) -> None:
         assert child.stdin is not None
@@ -184,7 +197,11 @@ class Workers:
         _quietly(lambda: (stdin.write(frames.encode(frame)), stdin.flush()))
 
     def _log_hint(self) -> str:
-        return f"see {self._log.name}" if self._log else "its messages are above"
+        if not self._log:
+            return "its messages are above"
+        lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines if line.strip()]
+        return f"it said: {said[-1]}" if said else "it said nothing"
 
 
 class _Merger:
@@ -260,5 +277,3 @@ def _quietly(action: Callable[[], object]) -> None:
         action()
     except (BrokenPipeError, ValueError):
         return
-
-

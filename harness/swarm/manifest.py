@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -102,6 +103,15 @@ def describe(
             "memory_bytes": psutil.virtual_memory().total,
         },
     }
+
+
+def default_folder(name: str) -> Path:
+    """Return where a run lands without --out: `reports/NAME-YYYYMMDD-HHMMSS`, in UTC.
+
+    The plan's name is cut and cleaned to be one part of a path.
+    """
+    word = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "run"
+    return Path("reports") / f"{word}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
 
 def masked(plan: Plan, text: str) -> str:

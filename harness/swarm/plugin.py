@@ -28,7 +28,14 @@ from harness.errors import ExitCode, HarnessError, UserError
 from harness.plan import Plan, Stage, Target, load_plan, secrets, with_url
 from harness.recorder import Recorder, RunFolder
 from harness.swarm.dispatch import Arrival, Dispatcher
-from harness.swarm.manifest import describe, interval_for, masked, stage_windows, target_url
+from harness.swarm.manifest import (
+    default_folder,
+    describe,
+    interval_for,
+    masked,
+    stage_windows,
+    target_url,
+)
 from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
 from harness.transport import CLOCK
@@ -98,7 +105,7 @@ class _Session:
         self._url = self._undo.enter_context(target_url(self._plan))
         self._windows = stage_windows(self._plan)
         interval_ns = interval_for(self._plan)
-        out = Path(options.harness_out or _default_folder(self._plan.name))
+        out = Path(options.harness_out or default_folder(self._plan.name))
         self._folder = RunFolder.create(
             out,
             describe(self._plan, self._url, self._windows, interval_ns),
@@ -141,6 +148,9 @@ class _Session:
             self._undo.close()
             return
         interrupted = self._drives and not self.over
+        if isinstance(self._dispatcher, Dispatcher):
+            self._dispatcher.stop()
+            self._dispatcher.end()  # counts what was never sent, and replaces no user any more
         self._runner.stop()
         gevent.killall(self._greenlets)
         self._clock.tick()
@@ -225,10 +235,6 @@ def _plan_for(environment: Any, options: Any) -> Plan:
         embedded={},
         places={},
     )
-
-
-def _default_folder(name: str) -> str:
-    return f"reports/{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]

@@ -80,7 +80,9 @@ class Progress:
         ok: bool | None = None
         n = total
         if budget.metric == "error_rate" and total:
-            now, ok = format_share(failed / total), failed / total <= budget.limit
+            share = failed / total
+            now = format_share(share)
+            ok = share <= budget.limit if budget.op == "<=" else share < budget.limit
         histogram = self._merged.get((budget.step, budget.metric))
         if histogram is not None:
             n = histogram.n

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gevent
 import httpx
@@ -29,6 +30,7 @@ from locust.exception import (
 )
 
 from harness import apis
+from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Input, Inputs
 from harness.transport import STAMPS, Stamps, Transport
@@ -46,6 +48,7 @@ logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per reque
 _OWN = "harness.own"  # marks requests whose step records itself
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _EXCERPT_BYTES = 4096
+_NO_SEGMENT = re.compile(r"[^A-Za-z0-9_-]+")  # what budget.SEGMENT does not allow
 _CONTROL_FLOW = (StopUser, InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately)
 
 
@@ -233,8 +236,28 @@ class Journey:
         return ok
 
 
-_JOURNEY: ContextVar[Journey | None] = ContextVar("journey", default=None)
-_STEP: ContextVar[Step | None] = ContextVar("step", default=None)
+class _Place(NamedTuple):
+    """Where in a scenario the code is that runs now."""
+
+    journey: Journey | None = None
+    step: Step | None = None
+
+
+_PLACE: ContextVar[_Place] = ContextVar("place")
+
+
+def _place() -> _Place:
+    """Return the place of this greenlet; gevent hands no context on, so look at who spawned it."""
+    greenlet = gevent.getcurrent()
+    context: Context | None = copy_context()
+    while context is None or _PLACE not in context:
+        greenlet = getattr(greenlet, "spawning_greenlet", lambda: None)()
+        if greenlet is None:
+            return _Place()
+        context = greenlet.gr_context
+    place = context[_PLACE]
+    _PLACE.set(place)
+    return place
 
 
 @contextmanager
@@ -242,13 +265,19 @@ def step(name: str) -> Iterator[Step]:
     """Name what happens inside as a step; steps nest: `answer/generate`.
 
     An exception inside counts the step as failed and goes on. Outside a task nothing is recorded.
+    Raises UserError for a name that no budget could have.
     """
-    journey = _JOURNEY.get()
+    if not re.fullmatch(SEGMENT, name) or name == RUN:
+        raise UserError(
+            f"step {name!r}: a name must be of letters, digits, '_' and '-', and not {RUN!r}; "
+            "steps inside each other make the '/'"
+        )
+    journey, outer = _place()
     if journey is None:
         yield Step(name, time.monotonic_ns())
         return
-    this = journey.begin(name, _STEP.get())
-    token = _STEP.set(this)
+    this = journey.begin(name, outer)
+    token = _PLACE.set(_Place(journey, this))
     try:
         yield this
     except _CONTROL_FLOW:
@@ -257,7 +286,7 @@ def step(name: str) -> Iterator[Step]:
         journey.fail(this, error)
         raise
     finally:
-        _STEP.reset(token)
+        _PLACE.reset(token)
         journey.finish(this)
 
 
@@ -278,6 +307,13 @@ class ModelUser(User):
         if self._own_tasks:
             self.tasks = [ModelUser._journey]  # Locust runs this; it runs the scenario's tasks
         self.wait_time = lambda: 0  # type: ignore[method-assign]
+
+    def start(self, group: Any) -> Any:
+        """Start the user's greenlet; it belongs to no journey, whoever made it."""
+        greenlet = super().start(group)
+        greenlet.gr_context = context = Context()
+        context.run(_PLACE.set, _Place())
+        return greenlet
 
     @property
     def run_state(self) -> Run:
@@ -302,7 +338,7 @@ class ModelUser(User):
         run = self.run_state
         if run.inputs is None:
             raise UserError("the scenario asks for inputs, the plan has none: add inputs: FILE")
-        journey = _JOURNEY.get()
+        journey = _place().journey
         return run.inputs.draw(journey.rng if journey else run.rng)
 
     def chat(
@@ -383,7 +419,7 @@ class ModelUser(User):
             task = self._own_tasks[int(rng.integers(len(self._own_tasks)))]
         name = getattr(task, "__name__", str(task))
         journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns, rng)
-        token = _JOURNEY.set(journey)
+        token = _PLACE.set(_Place(journey))
         try:
             if isinstance(task, type) and issubclass(task, TaskSet):
                 task(self).run()  # type: ignore[no-untyped-call]
@@ -399,7 +435,7 @@ class ModelUser(User):
             self._log_once(name, error)
             journey.end_with(error)
         finally:
-            _JOURNEY.reset(token)
+            _PLACE.reset(token)
         return journey.close()
 
     def _log_once(self, task: str, error: BaseException) -> None:
@@ -415,7 +451,7 @@ class ModelUser(User):
     ) -> apis.Reply:
         run = self.run_state
         api = apis.api(dialect)
-        journey = _JOURNEY.get()
+        journey = _place().journey
         with step(name) as this:
             due_ns = journey.call(this.name) if journey else 0
             target = run.target
@@ -447,7 +483,7 @@ class ModelUser(User):
             response = self.client.send(request, stream=True)
             try:
                 stamps: Stamps = response.extensions[STAMPS]
-                journey = _JOURNEY.get()
+                journey = _place().journey
                 if journey is not None:
                     journey.sent(this.name, stamps, due_ns)
                 this.detail["status"] = response.status_code
@@ -499,17 +535,17 @@ class _Client(httpx.Client):
     """Records every request that no step records by itself.
 
     Inside a step the request's time is the step's `request` metric, and a status of 400 or more
-    fails the step. Outside any step it is a step of its own, named like `GET /v1/models`.
+    fails the step. Outside any step it is a step of its own, named like `GET_v1_models`.
     """
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
     ) -> httpx.Response:
-        journey = _JOURNEY.get()
+        journey, outer = _place()
         if _OWN in request.extensions or journey is None:
             return super().send(request, stream=stream, **options)
-        outer = _STEP.get()
-        this = outer or journey.begin(f"{request.method} {request.url.path}", None)
+        name = _NO_SEGMENT.sub("_", f"{request.method}{request.url.path}").strip("_")
+        this = outer or journey.begin(name, None)
         watch = _Watch(journey, this, own_step=outer is None, due_ns=journey.call(this.name))
         limit_s = None if stream else request.extensions.get("timeout", {}).get("read")
         try:
