@@ -286,7 +286,7 @@ def _describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str
 
 def _scrubbed(ctx: click.Context, text: str) -> str:
     """Mask the plan's secrets in what is printed; a server's message may echo a key."""
-    from harness.swarm.manifest import masked
+    from harness.plan import masked
 
     plan = ctx.find_root().obj
     return text if plan is None else masked(plan, text)

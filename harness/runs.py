@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.budget import RUN, Budget, parse_budget
 from harness.errors import ExitCode
-from harness.plan import Plan, check_steps, secrets
+from harness.plan import Plan, check_steps, masked, secrets
 from harness.recorder import (
     Recording,
     Report,
@@ -25,7 +25,7 @@ from harness.recorder import (
 from harness.recorder.folder import HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, RUN_FILE
 from harness.swarm import frames
 from harness.swarm.collect import Ended, Workers, check_probes
-from harness.swarm.manifest import describe, interval_for, masked, stage_windows, target_url
+from harness.swarm.manifest import describe, interval_for, stage_windows, target_url
 from harness.swarm.progress import Progress
 from harness.swarm.scan import known_steps
 from harness.verdict import Verdict, judge

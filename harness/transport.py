@@ -22,6 +22,8 @@ from typing import Any
 import httpcore
 import httpx
 
+from harness.errors import UserError
+
 CLOCK = "monotonic, user space, after the socket read"
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
 
@@ -224,9 +226,12 @@ def _to_core(request: httpx.Request) -> httpcore.Request:
 def _ssl_context(verify: bool | Path) -> ssl.SSLContext:
     if isinstance(verify, Path):
         folder = verify.is_dir()
-        return ssl.create_default_context(
-            cafile=None if folder else str(verify), capath=str(verify) if folder else None
-        )
+        try:
+            return ssl.create_default_context(
+                cafile=None if folder else str(verify), capath=str(verify) if folder else None
+            )
+        except OSError as error:
+            raise UserError(f"verify: {verify} holds no usable certificates ({error})") from error
     context = ssl.create_default_context()
     if not verify:
         context.check_hostname = False

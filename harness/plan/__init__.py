@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 from harness.budget import RUN, Budget, near_miss
 from harness.errors import PlanError
+from harness.masking import mask
 from harness.plan.document import Document, Loc, Places, is_secret, read_text, secret_parts
 from harness.plan.written import (
     Api,
@@ -48,6 +49,7 @@ __all__ = [
     "check_steps",
     "json_schema",
     "load_plan",
+    "masked",
     "plan_from_options",
     "secrets",
     "with_url",
@@ -207,6 +209,11 @@ def secrets(plan: Plan) -> tuple[str, ...]:
         if is_secret(name) and isinstance(value, str):
             found |= secret_parts(value)
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
+
+
+def masked(plan: Plan, text: str) -> str:
+    """Mask the plan's secrets in a text; a server's message may echo a key."""
+    return mask(text, secrets(plan))
 
 
 class _Options:

@@ -130,6 +130,8 @@ def _header(value: object) -> str:
         raise ValueError("found a header that is not text; put it in quotes")  # noqa: TRY004 - pydantic wants it
     if not value.isprintable():
         raise ValueError("found a line break or control character; a header is one line of text")
+    if not value.isascii():
+        raise ValueError("found a letter that is not ASCII; a header's value is ASCII")
     return value
 
 

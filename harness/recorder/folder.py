@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.errors import RecordingError
+from harness.masking import mask
 from harness.recorder.record import Key, Report
 
 SCHEMA_VERSION = 1  # 1: first
@@ -133,9 +134,7 @@ class RunFolder:
     def _redacted(self, value: Any) -> Any:
         """Return `value` with the secrets masked in every text it holds."""
         if isinstance(value, str):
-            for secret in self._secrets:
-                value = value.replace(secret, "***")
-            return value
+            return mask(value, self._secrets)
         if isinstance(value, dict):
             return {key: self._redacted(item) for key, item in value.items()}
         return [self._redacted(item) for item in value] if isinstance(value, list) else value

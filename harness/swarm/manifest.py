@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 
 from harness import __version__
-from harness.plan import Plan, secrets
+from harness.plan import Plan
 from harness.recorder import StageWindow
 
 EMBEDDED = "embedded"
@@ -112,13 +112,6 @@ def default_folder(name: str) -> Path:
     """
     word = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "run"
     return Path("reports") / f"{word}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-
-
-def masked(plan: Plan, text: str) -> str:
-    """Mask the plan's secrets in a text; a server's message may echo a key."""
-    for secret in secrets(plan):
-        text = text.replace(secret, "***")
-    return text
 
 
 def _without_credentials(url: str) -> str:

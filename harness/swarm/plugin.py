@@ -25,14 +25,13 @@ from locust import LoadTestShape, events
 from locust.runners import LocalRunner
 
 from harness.errors import ExitCode, HarnessError, UserError
-from harness.plan import Plan, Stage, Target, load_plan, secrets, with_url
+from harness.plan import Plan, Stage, Target, load_plan, masked, secrets, with_url
 from harness.recorder import Recorder, RunFolder
 from harness.swarm.dispatch import Arrival, Dispatcher
 from harness.swarm.manifest import (
     default_folder,
     describe,
     interval_for,
-    masked,
     stage_windows,
     target_url,
 )

@@ -14,6 +14,7 @@ from gevent.event import Event
 
 from harness.budget import Budget, goodput_limits
 from harness.inputs import load_inputs
+from harness.masking import mask
 from harness.plan import Plan
 from harness.recorder import Limits, Recorder
 from harness.swarm.user import Run
@@ -98,7 +99,7 @@ class _Masked(logging.Filter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        record.msg, record.args = _without(self._hidden, text), ()
+        record.msg, record.args = mask(text, self._hidden), ()
         record.exc_info = record.exc_text = None
         return True
 
@@ -109,7 +110,7 @@ class _MaskedStream:
         self._hidden = hidden
 
     def write(self, text: str) -> int:
-        self._inner.write(_without(self._hidden, text))
+        self._inner.write(mask(text, self._hidden))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -118,9 +119,3 @@ class _MaskedStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-
-def _without(hidden: Sequence[str], text: str) -> str:
-    for secret in hidden:
-        text = text.replace(secret, "***")
-    return text
