@@ -6,6 +6,7 @@ A request's samples are recorded together, when it ends, in the stage in which i
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from harness.recorder.histogram import Histogram, unit_of
 Key = tuple[str, str, str]  # stage, step, metric
 RUN = "run"  # the name that stands for every root step together
 
-_KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 3, 3  # journeys kept per interval, stage and root step
+# Journeys kept per interval, stage and root step
+_KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 20, 3
+_SLOW_SHARE, _LEAST_SLOW, _MOST_SLOW = 0.02, 20, 2000
 
 
 @dataclass(slots=True)
@@ -84,6 +87,25 @@ class Limits:
         return tuple(sorted({*own, *self.thresholds.get((RUN, metric), ())}))
 
 
+class _Slowest:
+    """The slowest of the durations so far: 2 % of them, and at least 20, at most 2,000."""
+
+    __slots__ = ("_seen", "_top")
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._top: list[int] = []
+
+    def include(self, duration_ns: int) -> bool:
+        """Take a duration in; returns whether it is one of the slowest."""
+        self._seen += 1
+        size = min(_MOST_SLOW, max(_LEAST_SLOW, int(self._seen * _SLOW_SHARE)))
+        if len(self._top) < size:
+            heapq.heappush(self._top, duration_ns)
+            return True
+        return heapq.heappushpop(self._top, duration_ns) < duration_ns
+
+
 class Recorder:
     """Collects one worker's samples; `flush` turns them into the report of the interval."""
 
@@ -95,6 +117,7 @@ class Recorder:
         self._finished: dict[tuple[str, str], Finished] = defaultdict(Finished)
         self._load: dict[str, Load] = defaultdict(Load)
         self._journeys: list[dict[str, Any]] = []
+        self._slowest: dict[tuple[str, str], _Slowest] = defaultdict(_Slowest)
 
     def request(
         self,
@@ -169,13 +192,15 @@ class Recorder:
         for journey in journeys:
             groups[journey["stage"], journey["root"]].append(journey)
         kept = []
-        for group in groups.values():
+        for where, group in groups.items():
+            slowest = self._slowest[where]
             order = self._rng.permutation(len(group))[:_KEPT_RANDOM]
             kept += [{**group[i], "kept": "random"} for i in order]
             chosen = set(order.tolist())
             rest = [j for i, j in enumerate(group) if i not in chosen]
             failed = [j for j in rest if not j["ok"]]
-            slow = sorted((j for j in rest if j["ok"]), key=lambda j: -j["duration_ns"])
+            slow = [j for j in rest if j["ok"] and slowest.include(j["duration_ns"])]
+            slow.sort(key=lambda j: -j["duration_ns"])
             kept += [{**j, "kept": "failed"} for j in failed[:_KEPT_FAILED]]
             kept += [{**j, "kept": "slow"} for j in slow[:_KEPT_SLOW]]
         return kept
