@@ -44,4 +44,5 @@ docs: $(READY)  ## write the generated parts of README.md
 example: $(READY)  ## run the committed example again (it FAILs: exit code 3) and its picture
 	rm -rf build/example
 	$(BIN)/harness run reports/example/plan.yaml --out build/example; test $$? -eq 3
-	cp -r build/example/. reports/example/ && rm -rf reports/example/charts reports/example/locust.log
+	cp -r build/example/. reports/example/
+	rm -rf reports/example/charts reports/example/locust.log
