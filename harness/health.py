@@ -91,6 +91,8 @@ def _stage_checks(recording: Recording, stage: StageWindow) -> list[Check]:
         checks.append(_check_dropped(recording, stage))
         checks.append(_check_waited(recording, stage))
     checks.append(_check_cut_off(recording, stage.name))
+    if recording.load_totals(stage.name).token_events:
+        checks.append(_check_merged(recording, stage.name))
     cpu = _cpu_p95(recording, stage)
     if cpu is not None:
         checks.append(_check_cpu(stage.name, cpu))
@@ -175,6 +177,22 @@ def _check_cut_off(recording: Recording, stage: str) -> Check:
         why="a request that was cut off has no latency, only a lower bound",
         remedy="allow a longer drain, or set the target's timeout below it",
         target_caused=True,
+    )
+
+
+def _check_merged(recording: Recording, stage: str) -> Check:
+    """Never broken by itself: a target that sends two tokens in one packet merges them too."""
+    totals = recording.load_totals(stage)
+    share = totals.merged / totals.token_events
+    return Check(
+        name="Token stamps merged with the next",
+        stage=stage,
+        measured=f"{format_count(totals.merged)} of {format_count(totals.token_events)} "
+        f"({format_share(share)})",
+        must="counted",
+        ok=True,
+        why="tokens that came in one read share a stamp, exact for the last of them",
+        remedy="",
     )
 
 

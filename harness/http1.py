@@ -179,6 +179,11 @@ class ResponseReader:
                 else "closed inside a chunked body"
             )
 
+    @property
+    def has_new(self) -> bool:
+        """True when there are pieces to take."""
+        return bool(self._new)
+
     def take(self) -> list[Piece]:
         """Return the pieces of the body that are new since the last call, chunking undone."""
         new, self._new = self._new, []

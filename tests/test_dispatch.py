@@ -19,6 +19,8 @@ from harness.plan import Arrivals, Stage
 from harness.recorder import Limits, Load, Recorder
 from harness.swarm import dispatch
 from harness.swarm.dispatch import Arrival, Dispatcher
+from harness.transport.alarm import Alarm
+from harness.transport.poller import Poller
 
 pytestmark = pytest.mark.swarm
 
@@ -55,6 +57,7 @@ class World:
             self.stages,
             self.recorder,
             weights=self.weights,
+            alarm=Alarm(Poller()),
             spawn=self._spawn,
             seed=self.seed,
             worker=self.worker,

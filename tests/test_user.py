@@ -27,6 +27,7 @@ from harness.errors import RequestFailed, UserError
 from harness.inputs import Input, Inputs
 from harness.swarm.dispatch import Arrival
 from harness.swarm.user import ModelUser, step
+from harness.transport import connection as connection_module
 
 pytestmark = pytest.mark.swarm
 
@@ -133,8 +134,7 @@ def test_a_reply_that_takes_longer_than_the_timeout_is_one_and_censored_at_it(ph
         least = report.measured[STAGE, "chat", "e2el_all"].histogram.min
         assert least is not None
         assert least >= 150 * MS * 0.99  # a histogram keeps three figures
-        (line,) = seen.run.transport._idle
-        assert line.pool.connections == []
+        assert seen.run.transport.poller.watched == 0
 
 
 def test_a_timeout_is_counted_from_the_planned_arrival() -> None:
@@ -313,7 +313,7 @@ def test_a_killed_request_is_cut_off_and_keeps_its_lower_bound() -> None:
         report = seen.report()
         assert kinds(report, "ask") == {"cut off": 1}
         assert metrics(report, "ask") - {"connect", "send_lag"} == {"e2el_all"}
-        assert len(seen.run.transport._idle) == 1
+        assert seen.run.transport.poller.watched == 0
 
 
 def own_stream(user: Any, name: str) -> None:
@@ -431,13 +431,13 @@ def test_the_waiting_for_a_user_is_recorded_when_the_request_fails_too() -> None
 def test_connecting_is_recorded_apart_and_kept_out_of_the_send_lag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    connect = socket.create_connection
+    resolve = connection_module._addresses
 
     def slowly(*args: Any, **options: Any) -> Any:
         gevent.sleep(0.5)
-        return connect(*args, **options)
+        return resolve(*args, **options)
 
-    monkeypatch.setattr(socket, "create_connection", slowly)
+    monkeypatch.setattr(connection_module, "_addresses", slowly)
     with load.serving(ndjson) as url:
         seen = make_run(url)
         do(lambda user: user.predict(PREDICT), seen)

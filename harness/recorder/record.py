@@ -43,7 +43,10 @@ class Finished:
 
 @dataclass(slots=True)
 class Load:
-    """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen."""
+    """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen.
+
+    Of `token_events`, `merged` came in one read with what followed: their stamps may be late.
+    """
 
     planned: int = 0
     sent: int = 0
@@ -54,6 +57,8 @@ class Load:
     waited: int = 0
     in_flight: int = 0
     waiting: int = 0
+    token_events: int = 0
+    merged: int = 0
 
 
 @dataclass(slots=True)

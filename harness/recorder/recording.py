@@ -83,6 +83,8 @@ class LoadTotals:
     dropped: int = 0
     cut_off: int = 0
     waited: int = 0
+    token_events: int = 0
+    merged: int = 0
     max_in_flight: int = 0
     max_waiting: int = 0
 
@@ -292,7 +294,8 @@ class Recording:
             return LoadTotals()
         sums = {
             name: sum(row[name] for row in rows)
-            for name in ("planned", "sent", "finished", "failed", "dropped", "cut_off", "waited")
+            for name in Load.__slots__
+            if name not in ("in_flight", "waiting")
         }
         return LoadTotals(
             **sums,
@@ -337,7 +340,8 @@ class Recording:
         for line in _json_lines(self.folder / INTERVALS_FILE):
             index = _count(line["i"], at_most=int(last))
             for stage, counters in line["load"].items():
-                load = {name: _count(counters[name]) for name in Load.__slots__}
+                load = {name: _count(counters[name]) for name in Load.__slots__[:-2]}
+                load |= {name: _count(counters.get(name, 0)) for name in Load.__slots__[-2:]}
                 known = self._load[index].get(stage)
                 self._load[index][stage] = (
                     load if known is None else {k: known[k] + load[k] for k in load}

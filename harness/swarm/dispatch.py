@@ -17,15 +17,14 @@ from typing import Any
 
 import gevent
 import numpy as np
-from gevent.event import Event
 from gevent.queue import SimpleQueue
 from locust.exception import StopUser
 
 from harness.arrivals import schedule
 from harness.plan import Stage
 from harness.recorder import Recorder
+from harness.transport.alarm import Alarm
 
-_NS = 1_000_000_000
 _SPARE_USERS = 8  # idle users kept ready, so that an arrival never waits for one to be made
 _PAUSE_S = 0.1  # before users that ended by themselves are replaced: their on_start may fail again
 DEFAULT_MAX_IN_FLIGHT = 1000
@@ -55,6 +54,7 @@ class Dispatcher:
         recorder: Recorder,
         *,
         weights: dict[str, float],
+        alarm: Alarm,
         spawn: Callable[[str, int], Sequence[Any]],
         seed: int,
         worker: int,
@@ -76,7 +76,8 @@ class Dispatcher:
         self._waiting: deque[tuple[str, Arrival]] = deque()
         self._closed_until_ns: dict[str, int] = {}
         self._limit = DEFAULT_MAX_IN_FLIGHT
-        self._stop = Event()
+        self._alarm = alarm
+        self._stopped = False
         self._over = False
         self.in_flight = 0
         self.stage = stages[0].name
@@ -114,7 +115,7 @@ class Dispatcher:
         for user_class in self._classes:
             self._keep_spare_users(user_class)
         for number, stage in enumerate(self._stages):
-            if self._stop.is_set():
+            if self._stopped:
                 break
             end_ns = start_ns + stage.duration_ns
             self._sleep_until(start_ns)
@@ -131,7 +132,8 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Plan no further arrivals; `run` goes on to drain."""
-        self._stop.set()
+        self._stopped = True
+        self._alarm.cancel()
 
     def end(self) -> int:
         """Send every idle user home and count what was never sent; returns how many run on."""
@@ -175,7 +177,7 @@ class Dispatcher:
     def _run_open(self, planned: Iterator[int], stage: str) -> None:
         for planned_ns in planned:
             self._sleep_until(planned_ns)
-            if self._stop.is_set():
+            if self._stopped:
                 return
             self._recorder.load(stage).planned += 1
             arrival = Arrival(stage, planned_ns, planned_ns, number=next(self._numbers))
@@ -217,7 +219,7 @@ class Dispatcher:
     def _begin_round(self, arrival: Arrival) -> bool:
         """Plan a round of a closed stage for now; False when the stage is over."""
         now = arrival.planned_ns = arrival.ready_ns = time.monotonic_ns()
-        if now >= self._closed_until_ns[arrival.stage] or self._stop.is_set():
+        if now >= self._closed_until_ns[arrival.stage] or self._stopped:
             return False
         self._recorder.load(arrival.stage).planned += 1
         return True
@@ -262,14 +264,8 @@ class Dispatcher:
         return users // self._workers + (self._worker < users % self._workers)
 
     def _sleep_until(self, due_ns: int) -> None:
-        while not self._stop.is_set():
-            left_ns = due_ns - time.monotonic_ns()
-            if left_ns <= 0:
-                return
-            if left_ns > _NS // 20:
-                self._stop.wait((left_ns - _NS // 50) / _NS)
-            else:
-                gevent.sleep(left_ns / _NS)
+        while not self._stopped and time.monotonic_ns() < due_ns:
+            self._alarm.sleep_until(due_ns)
 
     def _drain(self, deadline_ns: int) -> None:
         while (self.in_flight or self._waiting) and time.monotonic_ns() < deadline_ns:

@@ -37,7 +37,7 @@ from harness.swarm.manifest import (
 )
 from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
-from harness.transport import CLOCK
+from harness.transport.alarm import Alarm
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class _Session:
         """Start the clock of intervals, and the plan's load if it drives."""
         t0_ns = self._run.t0_ns = time.monotonic_ns()
         self._folder.begin(time.time())
-        self._folder.update(clock=CLOCK)
+        self._folder.update(clock=self._run.transport.clock)
         self._clock = IntervalClock(t0_ns, self._interval_ns, self._flush)
         self._greenlets = [gevent.spawn(self._clock.run)]
         if isinstance(self._dispatcher, Dispatcher):
@@ -175,6 +175,7 @@ class _Session:
             self._plan.load,
             self._recorder,
             weights={cls.__name__: float(cls.weight) for cls in classes},
+            alarm=Alarm(self._run.transport.poller),
             spawn=lambda name, count: self._runner.spawn_users({name: count}),
             seed=self._plan.seed,
             worker=0,

@@ -33,7 +33,7 @@ from harness import apis
 from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Input, Inputs
-from harness.transport import STAMPS, Stamps, Transport
+from harness.transport import STAMPS, WHOLE, Stamps, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +100,8 @@ class Step:
     failure: str | None = None
     values: dict[str, int] = field(default_factory=dict)
     gaps: Sequence[int] = ()
+    token_events: int = 0
+    merged: int = 0
     detail: dict[str, Any] = field(default_factory=dict)
 
     def fail(self, kind: str, detail: str = "") -> None:
@@ -160,6 +162,10 @@ class Journey:
             step.values = {"e2el_all": max(elapsed_ns, least_ns)}
             if run.first_failure is None:
                 run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
+        if step.token_events:
+            load = run.recorder.load(self.stage)
+            load.token_events += step.token_events
+            load.merged += step.merged
         run.recorder.request(
             self.stage,
             step.name,
@@ -463,7 +469,7 @@ class ModelUser(User):
                 apis.url_for(run.url, api, path),
                 content=json.dumps(body).encode(),
                 headers=_HEADERS,
-                extensions={_OWN: True},
+                extensions={_OWN: True, WHOLE: True},
             )
             if isinstance(data, _InputData):
                 this.detail |= {"input": data.id, "category": data.category}
@@ -518,6 +524,7 @@ class ModelUser(User):
         if reply.server_timings:
             this.detail["service_ttft_ns"] = times.service_ttft
         this.gaps = times.itl
+        this.token_events, this.merged = len(reply.token_events), reply.merged
         found = {
             "ttft": times.ttft,
             "ttfo": times.ttfo,

@@ -31,7 +31,7 @@ from harness.swarm import frames
 from harness.swarm.dispatch import Arrival, Dispatcher
 from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
-from harness.transport import CLOCK
+from harness.transport.alarm import Alarm
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Worker:
             plan.load,
             self._recorder,
             weights={name: float(cls.weight) for name, cls in self._classes.items()},
+            alarm=Alarm(self._run.transport.poller),
             spawn=lambda name, count: self._runner.spawn_users({name: count}),
             seed=plan.seed,
             worker=job.worker,
@@ -66,6 +67,11 @@ class Worker:
         )
         self._run.dispatcher = self._dispatcher
         self.interrupted = False
+
+    @property
+    def clock(self) -> str:
+        """Which clock stamps the reads."""
+        return self._run.transport.clock
 
     def preflight(self) -> tuple[frames.Probe, ...]:
         """Run every task of the scenario once, recording nothing; says what its steps met."""
@@ -190,7 +196,7 @@ def main() -> None:
         return
     gc.collect()
     gc.freeze()  # a full collection of what is loaded by now would stop the load for tens of ms
-    send(frames.Ready(probes=probes, clock=CLOCK))
+    send(frames.Ready(probes=probes, clock=worker.clock))
     start = receive()
     if not isinstance(start, frames.Start):
         return

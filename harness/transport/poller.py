@@ -1,0 +1,90 @@
+"""One epoll for all sockets of the process, which gevent sees as a single watcher.
+
+A watcher of its own for each socket costs a callback, a switch and a system call per read; here the
+hub is called once for all sockets that are ready. Where there is no epoll (macOS), each has a
+watcher after all.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import monkey
+
+READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT
+_GEVENT_READ, _GEVENT_WRITE = 1, 2
+_BATCH = 1024
+
+Handler = Callable[[], None]
+
+
+def _epoll() -> Any:
+    """Return a new epoll object, or None; gevent's patching takes `select.epoll` away."""
+    try:
+        make = monkey.get_original("select", "epoll")
+    except AttributeError:
+        make = getattr(select, "epoll", None)
+    return make() if make else None
+
+
+class Poller:
+    """Calls `handler()` in the hub whenever its file descriptor is ready. It must not block."""
+
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._handlers: dict[int, Handler] = {}
+        self._epoll = _epoll()
+        self._watchers: dict[int, Any] = {}
+        if self._epoll is not None:
+            self._watcher = self._hub.loop.io(self._epoll.fileno(), _GEVENT_READ)
+            self._watcher.start(self._turn)
+
+    def add(self, fd: int, handler: Handler, *, mask: int = READ) -> None:
+        """Watch a descriptor that is not watched yet."""
+        self._handlers[fd] = handler
+        if self._epoll is not None:
+            self._epoll.register(fd, mask)
+        else:
+            self._watch(fd, mask)
+
+    def change(self, fd: int, handler: Handler, *, mask: int = READ) -> None:
+        """Watch it for something else."""
+        self._handlers[fd] = handler
+        if self._epoll is not None:
+            self._epoll.modify(fd, mask)
+        else:
+            self._watch(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        """Watch it no longer; to be called before it is closed."""
+        del self._handlers[fd]
+        if self._epoll is not None:
+            self._epoll.unregister(fd)
+        else:
+            self._watchers.pop(fd).stop()
+
+    @property
+    def watched(self) -> int:
+        """How many descriptors are watched."""
+        return len(self._handlers)
+
+    def soon(self, call: Callable[..., object], *args: object) -> None:
+        """Call something from the hub after the sockets that are ready now have been read."""
+        self._hub.loop.run_callback(call, *args)
+
+    def _turn(self) -> None:
+        handlers = self._handlers
+        for fd, _ in self._epoll.poll(0, _BATCH):
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler()
+
+    def _watch(self, fd: int, mask: int) -> None:
+        if fd in self._watchers:
+            self._watchers[fd].stop()
+        wanted = (_GEVENT_READ if mask & READ else 0) | (_GEVENT_WRITE if mask & WRITE else 0)
+        watcher = self._watchers[fd] = self._hub.loop.io(fd, wanted)
+        watcher.start(self._handlers[fd])
