@@ -12,6 +12,8 @@ While a reply streams, its reads are only stored with their stamps; `StreamReade
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -28,6 +30,9 @@ EXCERPT_CHARS = 200
 
 Fields = Mapping[str, Any]
 
+_NOT_PLAIN = re.compile(rb'[\x00-\x1f"\\]')  # what a JSON string says with an escape, or must not
+_PROBE = "another text"
+_FRAME_TRIES = 8
 _FAILED_FINISH = ("error", "abort")  # what vLLM and routers put where a reason would stand
 
 
@@ -324,12 +329,17 @@ class _Tally:
         self.seen.add(index)
         if choice.get("finish_reason"):
             self.finished[index] = excerpt(str(choice["finish_reason"]))
-        if text and index == 0 and self.text_chars <= self.max_text_chars:
-            self.text.append(text)
-            self.text_chars += len(text)
+        if index == 0:
+            self.add_text(text)
         self.reasoning_chars += len(reasoning)
         called = bool(calls) and self._add_calls(index, calls)
         return bool(text or reasoning or called), bool(text)
+
+    def add_text(self, text: str) -> None:
+        """Keep visible text of the first choice, up to a little over the limit."""
+        if text and self.text_chars <= self.max_text_chars:
+            self.text.append(text)
+            self.text_chars += len(text)
 
     def _add_calls(self, choice: int, calls: list[Any]) -> bool:
         """Note the names of the tools called; False when every call is an empty shell."""
@@ -437,28 +447,95 @@ class StreamReader:
         )
 
 
+class _Frame:
+    """The bytes around the text of an event that was parsed.
+
+    Most events of a stream differ in their text alone. One with the same bytes before and after a
+    plain string means the same but for that text, and needs no parsing.
+    """
+
+    __slots__ = ("_after", "_before", "_least_bytes", "_tries")
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+        self._least_bytes = sys.maxsize
+        self._tries = _FRAME_TRIES
+
+    def learn(self, data: bytes, text: str, api: Api) -> None:
+        """Take the frame of an event whose only output was `text`.
+
+        That the bytes found are the text's place is proved by putting another text there. A stream
+        whose events differ in more is given up after a few tries.
+        """
+        literal = b'"%b"' % text.encode("utf-8", "replace")
+        if not self._tries or data.count(literal) != 1:
+            return
+        if _NOT_PLAIN.search(literal[1:-1]):
+            return
+        self._tries -= 1
+        at = data.index(literal) + 1
+        before, after = data[:at], data[at + len(literal) - 2 :]
+        proof = json.loads(before + _PROBE.encode() + after)
+        assert api.output is not None
+        if api.output(proof["choices"][0]).text == _PROBE:
+            self._before, self._after = before, after
+            self._least_bytes = len(before) + len(after)
+
+    def text_of(self, data: bytes) -> str | None:
+        """Return the text of an event in this frame; None where it must be parsed."""
+        if len(data) < self._least_bytes:
+            return None
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return None
+        text = data[len(self._before) : len(data) - len(self._after)]
+        if _NOT_PLAIN.search(text):
+            return None
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            return None
+
+
 def _read_events(decoder: SSEDecoder, reads: list[tuple[bytes, int]], tally: _Tally) -> bool:
     """Put every event into the tally; True when `[DONE]` ended the stream.
 
     Raises RequestFailed at the first event that is malformed or an error.
     """
+    frame = _Frame()
     for data, t_ns in reads:
         for event in decoder.feed(data, t_ns):
-            if event.data.strip() == b"[DONE]":
+            text = frame.text_of(event.data) if event.event is None else None
+            if text is not None:
+                tally.add_text(text)
+                has_output = has_text = bool(text)
+            elif event.data.strip() == b"[DONE]":
                 return True
-            value = _parse_event(event)
-            try:
-                has_output, has_text = tally.add(value)
-            except _WrongShape as error:
-                raise RequestFailed("malformed event", f"{error}: {excerpt(event.data)}") from None
+            else:
+                has_output, has_text = _add_parsed(event, tally, frame)
             if has_output:
                 tally.tokens.append((event.t_ns, has_text))
                 tally.merged += not event.exact
     return False
 
 
+def _add_parsed(event: Event, tally: _Tally, frame: _Frame) -> tuple[bool, bool]:
+    """Parse an event whole; learn its frame when its text is all that it brings."""
+    value = _parse_event(event)
+    before = tally.reasoning_chars
+    try:
+        has_output, has_text = tally.add(value)
+    except _WrongShape as error:
+        raise RequestFailed("malformed event", f"{error}: {excerpt(event.data)}") from None
+    if has_text and tally.reasoning_chars == before and not value.get("usage"):
+        choice, *others = value["choices"]
+        plain = not (others or choice.get("index") or choice.get("finish_reason"))
+        output = tally.api.output(choice) if plain and tally.api.output else None
+        if output is not None and not output.tool_calls:
+            frame.learn(event.data, output.text, tally.api)
+    return has_output, has_text
+
+
 def _parse_event(event: Event) -> dict[str, Any]:
-    # Events are parsed whole. A scan for the few fields that count would go here.
     try:
         value = json.loads(str(event.data, "utf-8"))
     except (ValueError, RecursionError):

@@ -611,3 +611,68 @@ def test_an_unknown_api_is_the_users_error_with_the_nearest_name_and_all_that_ar
     with pytest.raises(UserError) as error:
         api("zzz")
     assert "did you mean" not in str(error.value)
+
+
+# --- the frame: events that differ in their text alone are not parsed ------------------------------
+
+_TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["", " a", "null", "index", "content", '"', "\\", "\u2028", "😀", "\ud83d", "0", "x"]
+    ),
+)
+
+
+def _chunk(text: str, index: int, created: int, reason: str | None, *, ascii_only: bool) -> bytes:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": reason}
+    value = {"id": "x", "created": created, "model": "x", "choices": [choice]}
+    return b"data: %b\n\n" % json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
+
+
+def _reply_to(stream: list[bytes]) -> apis.Reply:
+    reader = StreamReader(api("openai-chat"))
+    for t_ns, data in enumerate(stream):
+        reader.feed(data, t_ns)
+    return reader.finish(len(stream))
+
+
+@given(
+    chunks=st.lists(
+        st.tuples(
+            _TEXTS,
+            st.sampled_from([0, 0, 0, 0, 1]),
+            st.sampled_from([7, 7, 7, 8]),
+            st.sampled_from([None, None, None, "stop", "error"]),
+            st.booleans(),
+        ),
+        max_size=25,
+    ),
+    done=st.booleans(),
+)
+def test_a_reply_is_the_same_whether_its_events_are_framed_or_parsed(
+    chunks: list[tuple[str, int, int, str | None, bool]], done: bool
+) -> None:
+    stream = [_chunk(t, i, c, r, ascii_only=a) for t, i, c, r, a in chunks]
+    stream += [b"data: [DONE]\n\n"] * done
+    framed = _reply_to(stream)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apis, "_FRAME_TRIES", 0)
+        parsed = _reply_to(stream)
+    for name in apis.Reply.__slots__:
+        if name != "failure":
+            assert getattr(framed, name) == getattr(parsed, name), name
+    assert repr(framed.failure) == repr(parsed.failure)
+
+
+def test_a_long_reply_of_like_events_is_parsed_only_where_it_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed = []
+    real = apis._parse_event
+    monkeypatch.setattr(apis, "_parse_event", lambda e: parsed.append(e) or real(e))
+    texts = [f" w{i}" for i in range(500)]
+    stream = [_chunk(text, 0, 7, None, ascii_only=True) for text in texts]
+    reply = _reply_to([*stream, _chunk("", 0, 7, "stop", ascii_only=True)])
+    assert reply.text == "".join(texts)
+    assert len(reply.token_events) == 500
+    assert len(parsed) == 2
