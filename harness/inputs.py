@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any, NoReturn
 
 import numpy as np
@@ -109,7 +110,7 @@ class Inputs:
             weights[row.category] = weights.get(row.category, 0) + row.weight
         return {category: weight / self._up_to[-1] for category, weight in weights.items()}
 
-    def draw(self, rng: np.random.Generator) -> Input:
+    def draw(self, rng: np.random.Generator | Random) -> Input:
         """Return an input with a chance in proportion to its weight."""
         chosen = bisect_right(self._up_to, rng.random() * self._up_to[-1])
         return self[min(chosen, len(self) - 1)]

@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -818,3 +819,84 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
         before = many(50)
         after = many(250)
     assert after - before < 250 * 100  # not even 100 bytes a round stay
+
+
+# --- model calls go the short way, or through self.client where the scenario has a say ----------
+
+
+class Asked:
+    """Answers every request with a whole stream and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+
+    def __call__(self, connection: Any) -> None:
+        while asked := load.request_of(connection):
+            self.requests.append(asked)
+            connection.sendall(STREAM + load.event("", finish="stop") + load.DONE + load.END)
+
+
+def head_of(request: bytes) -> tuple[bytes, set[bytes]]:
+    start, *fields = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    return start, {field.lower() for field in fields}
+
+
+def test_the_short_way_sends_what_httpx_would_have_sent() -> None:
+    server = Asked()
+    headers = {"X-Team": "search", "Authorization": "Bearer k"}
+    with load.serving(server) as url:
+        seen = make_run(url, target={"headers": headers})
+        do(lambda user: user.chat("why"), seen)
+
+        def with_a_say(user: ModelUser) -> None:
+            user.client.event_hooks = {"request": [lambda _request: None]}
+            user.chat("why")
+
+        do(with_a_say, seen)
+    short, long = map(head_of, server.requests)
+    assert short == long
+    assert b"x-team: search" in short[1]
+
+
+@pytest.mark.parametrize(
+    ("say", "expected"),
+    [
+        (lambda client: client.headers.update({"X-Mine": "1"}), b"x-mine: 1"),
+        (lambda client: client.cookies.set("a", "b"), b"cookie: a=b"),
+        (lambda client: setattr(client, "auth", ("me", "pw")), b"authorization: basic "),
+        (lambda client: setattr(client, "params", {"q": "1"}), b"?q=1 "),
+    ],
+    ids=["headers", "cookies", "auth", "params"],
+)
+def test_what_the_scenario_gives_its_client_reaches_the_model_calls_too(
+    say: Callable[[httpx.Client], object], expected: bytes
+) -> None:
+    server = Asked()
+
+    def work(user: ModelUser) -> None:
+        user.chat("first")
+        say(user.client)
+        user.chat("second")
+
+    with load.serving(server) as url:
+        do(work, make_run(url))
+    first, second = (request.partition(b"\r\n\r\n")[0].lower() for request in server.requests)
+    assert expected not in first
+    assert expected in second
+
+
+def test_a_compressed_stream_is_read_though_none_was_asked_for() -> None:
+    body = b"".join(
+        b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}}]}).encode()
+        + b"\n\n" for text in ("a", "b")
+    )  # fmt: skip
+    body += b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+    packed = zlib.compress(body)
+    head = b"content-type: text/event-stream\r\ncontent-encoding: deflate\r\n"
+    reply = b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n\r\n%b" % (head, len(packed), packed)
+    seen_texts = []
+    with load.serving(one_reply(reply)) as url:
+        seen = make_run(url)
+        do(lambda user: seen_texts.append(user.chat("why").text), seen)
+    assert kinds(seen.report(), "chat") == {}
+    assert seen_texts == ["ab"]

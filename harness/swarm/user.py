@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import gevent
@@ -32,8 +33,9 @@ from locust.exception import (
 from harness import apis
 from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
+from harness.http1 import ProtocolViolation, decoded
 from harness.inputs import Input, Inputs
-from harness.transport import STAMPS, WHOLE, Stamps, Transport
+from harness.transport import STAMPS, WHOLE, Fetched, RequestHead, Stamps, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +84,7 @@ class Run:
     t0_ns: int = 0
     first_failure: str | None = None
     retries: int = 0
+    heads: dict[str, RequestHead] = field(default_factory=dict)
     logged: set[tuple[str, str]] = field(default_factory=set)
     """Kinds of errors in the scenario, by task, whose traceback is in the log."""
     on_step: Callable[[Step, Journey], None] | None = None
@@ -121,7 +124,7 @@ class Journey:
     stage: str
     planned_ns: int
     ready_ns: int
-    rng: np.random.Generator
+    rng: Random
     steps: list[Step] = field(default_factory=list)
     running: list[Step] = field(default_factory=list)
     calls: int = 0
@@ -330,14 +333,7 @@ class ModelUser(User):
     @cached_property
     def client(self) -> httpx.Client:
         """An `httpx.Client` on the harness's transport; cookies are this user's own."""
-        run = self.run_state
-        return _Client(
-            transport=run.transport,
-            base_url=run.url,
-            headers=run.target.headers,
-            timeout=run.target.timeout_ns / 1e9,
-            trust_env=False,
-        )
+        return _new_client(self.run_state)
 
     def next_input(self) -> Input:
         """Return the next input of the plan's `inputs`, drawn by weight from the run's seed."""
@@ -420,9 +416,9 @@ class ModelUser(User):
         further, but for GreenletExit and KeyboardInterrupt.
         """
         run = self.run_state
-        rng = np.random.default_rng([*run.seed, arrival.number])
+        rng = Random(f"{run.seed} {arrival.number}")  # a fifth of what numpy's takes to make
         if task is None:
-            task = self._own_tasks[int(rng.integers(len(self._own_tasks)))]
+            task = rng.choice(self._own_tasks)
         name = getattr(task, "__name__", str(task))
         journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns, rng)
         token = _PLACE.set(_Place(journey))
@@ -463,46 +459,41 @@ class ModelUser(User):
             target = run.target
             this.limit_ns = target.timeout_ns
             body = api.body(data, target.model, {**target.params, **params})
-            path = target.path if dialect == target.api else None
-            request = self.client.build_request(
-                "POST",
-                apis.url_for(run.url, api, path),
-                content=json.dumps(body).encode(),
-                headers=_HEADERS,
-                extensions={_OWN: True, WHOLE: True},
-            )
             if isinstance(data, _InputData):
                 this.detail |= {"input": data.id, "category": data.category}
-            stream = api.wants_stream(body)
-            reply, stamps = self._exchange(request, api, this, due_ns, stream=stream)
-            self._note(this, reply, stamps)
+            limit_s = target.timeout_ns / 1e9
+            late = httpx.ReadTimeout(f"no whole reply within {limit_s:g} s")
+            with gevent.Timeout(limit_s, late):
+                fetched = self._fetch(api, json.dumps(body).encode())
+            if journey is not None:
+                journey.sent(this.name, fetched.stamps, due_ns)
+            this.detail["status"] = fetched.status
+            reply = _read_reply(fetched, api, stream=api.wants_stream(body))
+            self._note(this, reply, fetched.stamps)
             if reply.failure is not None:
                 raise reply.failure
         return reply
 
-    def _exchange(
-        self, request: httpx.Request, api: apis.Api, this: Step, due_ns: int, *, stream: bool
-    ) -> tuple[apis.Reply, Stamps]:
-        """Send a request and read its reply, within the target's timeout."""
-        limit_s = self.run_state.target.timeout_ns / 1e9
-        with gevent.Timeout(limit_s, httpx.ReadTimeout(f"no whole reply within {limit_s:g} s")):
-            response = self.client.send(request, stream=True)
-            try:
-                stamps: Stamps = response.extensions[STAMPS]
-                journey = _place().journey
-                if journey is not None:
-                    journey.sent(this.name, stamps, due_ns)
-                this.detail["status"] = response.status_code
-                if not stream or response.status_code != 200:
-                    body = response.read()
-                    end_ns = stamps.read_ns
-                    reply = apis.read_json(
-                        api, response.status_code, response.headers, body, end_ns=end_ns
-                    )
-                    return reply, stamps
-                return _read_stream(response, api, stamps), stamps
-            finally:
-                response.close()
+    def _fetch(self, api: apis.Api, body: bytes) -> Fetched:
+        """Post a model call: through `self.client` where the scenario has given it a say in it."""
+        client = self.__dict__.get("client")
+        if client is None or client.is_plain:
+            return self.run_state.transport.fetch(self._head(api), body)
+        request = _build(client, self.run_state, api, body)
+        response = client.send(request, stream=True)
+        try:
+            return _collect(response)
+        finally:
+            response.close()
+
+    def _head(self, api: apis.Api) -> RequestHead:
+        """Return what every request to this API begins with, as httpx words it."""
+        run = self.run_state
+        head = run.heads.get(api.name)
+        if head is None:
+            request = _build(_new_client(run), run, api, b"")
+            head = run.heads[api.name] = RequestHead.of(request)
+        return head
 
     def _note(self, this: Step, reply: apis.Reply, stamps: Stamps) -> None:
         """Put a reply's times and tokens into its step."""
@@ -544,6 +535,18 @@ class _Client(httpx.Client):
     Inside a step the request's time is the step's `request` metric, and a status of 400 or more
     fails the step. Outside any step it is a step of its own, named like `GET_v1_models`.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._first_headers = self.headers.copy()
+
+    @property
+    def is_plain(self) -> bool:
+        """True while the scenario has given it no hooks, auth, cookies, parameters or headers."""
+        return (
+            not (self.auth or self.params or self.cookies or any(self.event_hooks.values()))
+            and self.headers == self._first_headers
+        )
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
@@ -641,28 +644,70 @@ def _as_data(given: Any, name: str) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {name: given}
 
 
-def _read_stream(response: httpx.Response, api: apis.Api, stamps: Stamps) -> apis.Reply:
-    """Collect a stream's reads with their stamps, then decode them; nothing is parsed meanwhile."""
-    wrong = apis.stream_failure(response.headers)
-    if wrong is not None:
-        body = response.read()[:_EXCERPT_BYTES]
-        wrong = apis.stream_failure(response.headers, body)
-        return apis.Reply(failure=wrong, end_ns=stamps.read_ns)
-    reader = apis.StreamReader(api)
-    cause: RequestFailed | None = None
+def _new_client(run: Run) -> _Client:
+    return _Client(
+        transport=run.transport,
+        base_url=run.url,
+        headers=run.target.headers,
+        timeout=run.target.timeout_ns / 1e9,
+        trust_env=False,
+    )
+
+
+def _build(client: httpx.Client, run: Run, api: apis.Api, body: bytes) -> httpx.Request:
+    path = run.target.path if api.name == run.target.api else None
+    url = apis.url_for(run.url, api, path)
+    marks = {_OWN: True, WHOLE: True}
+    return client.build_request("POST", url, content=body, headers=_HEADERS, extensions=marks)
+
+
+def _collect(response: httpx.Response) -> Fetched:
+    """Take a response of httpx apart, whose body came whole."""
+    stamps: Stamps = response.extensions[STAMPS]
+    pieces: list[tuple[bytes, int]] = []
+    error: Exception | None = None
+    try:  # `extend` keeps what came before an error
+        pieces.extend((piece, stamps.read_ns) for piece in response.iter_raw())
+    except httpx.HTTPError as found:
+        error = found
+    return Fetched(response.status_code, response.headers, pieces, stamps, error)
+
+
+def _read_reply(fetched: Fetched, api: apis.Api, *, stream: bool) -> apis.Reply:
+    """Decode a reply; nothing was parsed while it came in."""
+    end_ns = fetched.stamps.read_ns
+    encoding = fetched.headers.get("content-encoding", "identity")
+    pieces = fetched.pieces
+    cause = _cause(fetched.error)
     try:
-        for chunk in response.iter_raw():
-            reader.feed(chunk, stamps.read_ns)
-    except httpx.TimeoutException:
-        cause = RequestFailed("timeout", "the stream did not end in time")
-    except httpx.RemoteProtocolError as error:
-        cause = RequestFailed("truncated stream", str(error))
-    except httpx.HTTPError as error:
-        cause = RequestFailed("reset", str(error))
+        if encoding != "identity":
+            pieces = decoded(pieces, encoding, whole=cause is None)
+    except ProtocolViolation as error:
+        return apis.Reply(failure=RequestFailed("invalid reply", str(error)), end_ns=end_ns)
+    if not stream or fetched.status != 200:
+        if fetched.error is not None:
+            raise fetched.error
+        body = b"".join(data for data, _ in pieces)
+        return apis.read_json(api, fetched.status, fetched.headers, body, end_ns=end_ns)
+    wrong = apis.stream_failure(fetched.headers)
+    if wrong is not None:
+        body = b"".join(data for data, _ in pieces)[:_EXCERPT_BYTES]
+        return apis.Reply(failure=apis.stream_failure(fetched.headers, body), end_ns=end_ns)
+    reader = apis.StreamReader(api)
+    try:
+        for data, t_ns in pieces:
+            reader.feed(data, t_ns)
     except RequestFailed as error:
         cause = error
-    timed_out = cause is not None and cause.kind == "timeout"
-    return reader.finish(time.monotonic_ns() if timed_out else stamps.read_ns, cause=cause)
+    return reader.finish(end_ns, cause=cause)
+
+
+def _cause(error: Exception | None) -> RequestFailed | None:
+    """Return the kind of failure that broke a stream off."""
+    if error is None:
+        return None
+    truncated = isinstance(error, httpx.RemoteProtocolError)
+    return RequestFailed("truncated stream" if truncated else "reset", str(error))
 
 
 def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each kind

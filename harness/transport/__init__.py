@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,36 @@ class Stamps:
     retries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """The head of requests that differ in their body alone, up to the value of Content-Length."""
+
+    origin: Origin
+    before_length: bytes
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> RequestHead:
+        """Take the head over from a request that httpx has built."""
+        fields = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
+        lines = [b"%b: %b\r\n" % field for field in fields]
+        start = b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.url.raw_path)
+        return cls(_origin(request.url), b"".join([start, *lines, b"Content-Length: "]))
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A reply as it came: the body's pieces with their stamps, and what broke it off, if anything.
+
+    Names of headers are in lower case; `error` is an exception of httpx.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: list[tuple[bytes, int]]
+    stamps: Stamps
+    error: Exception | None
+
+
 class Transport(httpx.BaseTransport):
     """HTTP/1.1 over kept connections; without a limit to their number.
 
@@ -76,41 +106,46 @@ class Transport(httpx.BaseTransport):
         """Send a request; once more on a new connection when a kept one proves dead unanswered."""
         origin = _origin(request.url)
         timeouts = request.extensions.get("timeout", {})
-        data = _encode(request)
         whole = bool(request.extensions.get(WHOLE))
-        connection, kept = self._checkout(origin, timeouts.get("connect"))
-        retries = 0
-        try:
-            self._exchange(connection, request.method, data, timeouts, whole=whole)
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            if not kept or not _was_stale(connection):
-                raise
-            retries = 1
-            lost_ns = time.monotonic_ns() - connection.sent_ns  # the dead connection's, not ours
-            connection, _ = self._checkout(origin, timeouts.get("connect"), fresh=True)
-            connection.connect_ns += lost_ns
-            self._exchange(connection, request.method, data, timeouts, whole=whole)
-        reader = connection.reader
-        assert reader is not None
-        assert reader.head is not None
-        stamps = Stamps(
-            connection.sent_ns,
-            reader.first_t_ns or 0,
-            reader.head.t_ns,
-            connection.connect_ns,
-            retries,
-        )
-        connection.connect_ns = 0
+        data = _encode(request)
+        connection, stamps = self._round(origin, request.method, data, timeouts, whole=whole)
+        assert connection.reader is not None
+        head = connection.reader.head
+        assert head is not None
         return httpx.Response(
-            status_code=reader.head.status,
-            headers=reader.head.headers,
+            status_code=head.status,
+            headers=head.headers,
             stream=_Body(self, origin, connection, stamps, timeouts.get("read")),
             extensions={
-                "http_version": reader.head.http_version,
-                "reason_phrase": reader.head.reason,
+                "http_version": head.http_version,
+                "reason_phrase": head.reason,
                 STAMPS: stamps,
             },
         )
+
+    def fetch(self, head: RequestHead, body: bytes) -> Fetched:
+        """Post a body and return the whole reply; the short way for requests that are all alike.
+
+        What breaks the reply off after its head is returned with it, what comes before is raised.
+        """
+        data = b"%b%d\r\n\r\n%b" % (head.before_length, len(body), body)
+        connection, stamps = self._round(head.origin, "POST", data, {}, whole=True)
+        reader = connection.reader
+        assert reader is not None
+        assert reader.head is not None
+        error: Exception | None = None
+        if not reader.complete:
+            try:
+                _wait_whole(connection, strict=True)
+            except httpx.TransportError as found:
+                error = found
+        stamps.read_ns = reader.end_t_ns or time.monotonic_ns()
+        self.give_back(head.origin, connection)
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in reader.head.headers
+        }
+        return Fetched(reader.head.status, headers, reader.take(), stamps, error)
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -126,6 +161,30 @@ class Transport(httpx.BaseTransport):
             self._idle.setdefault(origin, []).append(connection)
         else:
             connection.close()
+
+    def _round(
+        self, origin: Origin, method: str, data: bytes, timeouts: dict[str, Any], *, whole: bool
+    ) -> tuple[Connection, Stamps]:
+        """Send a request, if need be a second time, and wait for the head, or for all of it."""
+        connection, kept = self._checkout(origin, timeouts.get("connect"))
+        retries = 0
+        try:
+            self._exchange(connection, method, data, timeouts, whole=whole)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if not kept or not _was_stale(connection):
+                raise
+            retries = 1
+            lost_ns = time.monotonic_ns() - connection.sent_ns  # the dead connection's, not ours
+            connection, _ = self._checkout(origin, timeouts.get("connect"), fresh=True)
+            connection.connect_ns += lost_ns
+            self._exchange(connection, method, data, timeouts, whole=whole)
+        reader = connection.reader
+        assert reader is not None
+        assert reader.head is not None
+        first_ns, head_ns = reader.first_t_ns or 0, reader.head.t_ns
+        stamps = Stamps(connection.sent_ns, first_ns, head_ns, connection.connect_ns, retries)
+        connection.connect_ns = 0
+        return connection, stamps
 
     def _checkout(
         self, origin: Origin, timeout_s: float | None, *, fresh: bool = False
@@ -211,13 +270,14 @@ class _Body(httpx.SyncByteStream):
             self._transport.give_back(self._origin, connection)
 
 
-def _wait_whole(connection: Connection) -> None:
-    """Wait for the end of the reply. What breaks off after the head is raised by the body."""
+def _wait_whole(connection: Connection, *, strict: bool = False) -> None:
+    """Wait for the end of the reply. What breaks off after the head is left for the body to raise,
+    unless `strict`."""
     with _as_httpx(httpx.ReadError):
         try:
             connection.wait_whole()
         except (ProtocolViolation, OSError):
-            if connection.reader is None or connection.reader.head is None:
+            if strict or connection.reader is None or connection.reader.head is None:
                 raise
 
 

@@ -1,0 +1,65 @@
+"""The users that `harness selftest` runs: ordinary ones that also write down when each token came.
+
+Per reply goes to the file, as 64-bit integers: its number (the `x-request-id` that it was asked
+for with), time zero of the load, how many tokens, and the stamp of each. Only Locust's side may
+import this; `read_stamps` of `harness.selftest` reads it.
+"""
+
+from __future__ import annotations
+
+import atexit
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from locust import task
+
+from harness.swarm.user import ModelUser, Run
+
+_BUFFER_BYTES = 1 << 20
+
+
+def stream_user(urls: Sequence[str], file: str) -> type[ModelUser]:
+    """Return a user that streams chat replies from the servers and keeps the stamps in `file`."""
+    numbers = count(1)
+    kept = Path(file).open("wb", buffering=_BUFFER_BYTES)  # noqa: SIM115 - open as long as the load
+    atexit.register(kept.close)
+
+    def stream(user: ModelUser) -> None:
+        number = next(numbers)
+        user.client.headers["x-request-id"] = str(number)
+        reply = user.chat(f"stream {number}")
+        stamps = [t_ns for t_ns, _ in reply.token_events]
+        kept.write(array("q", (number, user.run_state.t0_ns, len(stamps), *stamps)))
+
+    return _user(urls, stream)
+
+
+def request_user(urls: Sequence[str]) -> type[ModelUser]:
+    """Return a user that makes short requests to the servers."""
+
+    def ask(user: ModelUser) -> None:
+        user.predict({"instances": [[1.0]]})
+
+    return _user(urls, ask)
+
+
+def _user(urls: Sequence[str], what: Any) -> type[ModelUser]:
+    turns = count()
+
+    class SelftestUser(ModelUser):
+        """One of several servers serves this user: one alone may be slower than a worker."""
+
+        tasks = [task(what)]
+
+        @cached_property
+        def run_state(self) -> Run:  # type: ignore[override]
+            """What this user shares with the others, but for its server."""
+            run: Run = self.environment.harness
+            return run if len(urls) == 1 else replace(run, url=urls[next(turns) % len(urls)])
+
+    return SelftestUser
