@@ -134,7 +134,7 @@ class Verdict:
 
 def judge(recording: Recording, budgets: Sequence[Budget]) -> Verdict:
     """Judge every budget in every recorded stage it names (all of them when it names none)."""
-    health = assess(recording)
+    health = assess(recording, budgets)
     recorded = [stage for stage in recording.stages if stage.record]
     judged = [
         _judge_in(recording, health, budgets, budget, stage)

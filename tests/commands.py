@@ -28,7 +28,8 @@ HARNESS = [str(BIN / "harness")]
 _CALM = """
 from harness import health
 from harness.cli import main
-health.SEND_LAG_LIMIT_NS, health.CPU_LIMIT, health.RATE_REACHED_MIN = 10**12, 9, 0
+health.send_lag_limit = lambda budgets: 10**12
+health.CPU_LIMIT, health.RATE_REACHED_MIN = 9, 0
 main(prog_name="harness")
 """
 CALM = [sys.executable, "-c", _CALM]

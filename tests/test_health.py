@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import stage
 
+from harness.budget import parse_budget
 from harness.health import Check, Health, assess
 from harness.recorder import Recorder, Recording, load_recording
 
@@ -105,6 +106,37 @@ def test_what_is_just_good_enough_is_good_enough(
     name: str,
 ) -> None:
     assert check(assess(save_run(fill, **run)), name).ok, what
+
+
+@pytest.mark.parametrize(
+    ("budgets", "limit_ms"),
+    [
+        ([], 10),
+        (["chat.itl p99 < 20ms", "chat.error_rate < 1%"], 10),
+        (["chat.ttft p99 < 800ms"], 40),
+        (["chat.ttft p99 < 800ms", "chat.e2el p95 < 200ms"], 10),
+        (["embed.e2el p99 < 5ms"], 1),
+        (["chat.e2el max < 1m"], 100),
+    ],
+)
+def test_sends_may_be_late_by_a_twentieth_of_the_tightest_time_from_the_start(
+    save_run: SaveRun, budgets: list[str], limit_ms: int
+) -> None:
+    parsed = [parse_budget(text) for text in budgets]
+    for lag_ns, ok in ((limit_ms * MS - MS // 100, True), (limit_ms * MS, False)):
+        health = assess(save_run(steady(lag=lag_ns)), parsed)
+        assert check(health, "Send lag").ok == ok
+        assert health.send_lag_limit_ns == limit_ms * MS
+
+
+@pytest.mark.parametrize(
+    ("cpu", "words"), [(0.9, "--workers 2 would halve"), (0.2, "quieter machine"), (None, "lower")]
+)
+def test_a_late_generator_is_told_what_would_help(
+    save_run: SaveRun, cpu: float | None, words: str
+) -> None:
+    late = check(assess(save_run(steady(lag=50 * MS), cpu=cpu)), "Send lag")
+    assert words in late.remedy
 
 
 def test_one_late_send_in_two_hundred_is_no_slow_generator(save_run: SaveRun) -> None:

@@ -28,7 +28,8 @@
     slow_step          which step makes slow journeys slow: step, share, root, stage; or null
     stages             name, start_s, end_s, record, load, planned_rate_per_s, max_in_flight, and
                        totals: planned, sent, finished, failed, dropped, cut_off, waited,
-                       max_in_flight, max_waiting
+                       max_in_flight, max_waiting, token_events, merged (token events whose stamp
+                       may be late, because more came in the same read)
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
                        latency budget), failures {kind: count}, and metrics {name: {unit ("ms" or
                        "tokens"), n, mean, p50, p95, p99, p99.9, max}}
