@@ -21,6 +21,7 @@ SEND_LAG_LIMIT_NS = 10_000_000
 RATE_REACHED_MIN = 0.90
 CPU_LIMIT = 0.85
 CUT_OFF_LIMIT = 0.01
+STALL_LIMIT_NS = 50_000_000
 _SEND_LAG_SHARE, _SEND_LAG_LEAST_NS, _SEND_LAG_MOST_NS = 0.05, 1_000_000, 100_000_000
 _FROM_START = ("ttft", "ttfo", "e2el", "e2el_all")
 _BUSY_CPU = 0.5
@@ -114,6 +115,9 @@ def _stage_checks(recording: Recording, stage: StageWindow, lag_limit_ns: int) -
     cpu = _cpu_p95(recording, stage)
     if cpu is not None:
         checks.append(_check_cpu(stage.name, cpu))
+    stall_ns, gc_ns = recording.longest_pauses(stage)
+    if stall_ns:
+        checks.append(_check_stall(recording, stage.name, stall_ns, gc_ns))
     return checks
 
 
@@ -239,6 +243,22 @@ def _check_cpu(stage: str, cpu: float) -> Check:
         ok=cpu < CPU_LIMIT,
         why="a busy generator reads its own clock late",
         remedy="use more workers or lower the rate",
+    )
+
+
+def _check_stall(recording: Recording, stage: str, stall_ns: int, gc_ns: int) -> Check:
+    """Broken only where the loop's own clock stamps what comes in; late sends have their check."""
+    by_kernel = "kernel" in recording.run.get("clock", "")
+    return Check(
+        name="Event-loop stall, max",
+        stage=stage,
+        measured=f"{format_duration(stall_ns)}; garbage collection {format_duration(gc_ns)}"
+        if gc_ns
+        else format_duration(stall_ns),
+        must="counted" if by_kernel else f"< {format_duration(STALL_LIMIT_NS)}",
+        ok=by_kernel or stall_ns < STALL_LIMIT_NS,
+        why="a stalled loop stamps late, unless the kernel stamps",
+        remedy="use more workers or a quieter machine",
     )
 
 

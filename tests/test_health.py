@@ -289,3 +289,22 @@ def test_the_processor_is_judged_within_the_stage_only(save_run: SaveRun) -> Non
     late = json.dumps({"i": 15, "cpu": 0.99, "load": {}, "metrics": [], "steps": []}) + "\n"
     lines.write_text(lines.read_text() + late)
     assert assess(load_recording(recording.folder)).cpu_p95 == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("clock", "stall_ms", "ok"),
+    [("monotonic, kernel receive stamps", 900, True), ("monotonic, user space", 60, False),
+     ("monotonic, user space", 40, True)],
+)  # fmt: skip
+def test_a_stalled_loop_makes_a_stage_unfit_only_where_the_loop_itself_stamps(
+    save_run: SaveRun, clock: str, stall_ms: int, ok: bool
+) -> None:
+    recording = save_run(steady(), clock=clock)
+    path = recording.folder / "intervals.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3] |= {"stall_ns": stall_ms * MS, "gc_ns": 7 * MS}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = check(assess(load_recording(recording.folder)), "Event-loop stall")
+    assert found.ok is ok
+    assert f"{stall_ms} ms".replace(" ", "\u202f") in found.measured
+    assert "7\u202fms" in found.measured

@@ -218,6 +218,8 @@ def _interval(report: Report) -> dict[str, Any]:
     return {
         "i": report.index,
         "cpu": report.cpu,
+        "stall_ns": report.stall_ns,
+        "gc_ns": report.gc_ns,
         "load": {stage: asdict(load) for stage, load in report.load.items()},
         "metrics": [
             [*key, h.n, h.min, h.max, h.sum, h.clamped, list(measured.over.items())]

@@ -70,6 +70,9 @@ class Report:
     finished: dict[tuple[str, str], Finished] = field(default_factory=dict)
     load: dict[str, Load] = field(default_factory=dict)
     cpu: float | None = None
+    stall_ns: int = 0
+    """The longest that the worker's event loop stood still; `gc_ns` its longest collection."""
+    gc_ns: int = 0
     journeys: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -162,8 +165,10 @@ class Recorder:
         """Offer a finished journey; a bounded number an interval is kept (slow, random, failed)."""
         self._journeys.append(journey)
 
-    def flush(self, index: int, *, cpu: float | None = None) -> Report:
-        """Return the report of interval `index` and begin the next one."""
+    def flush(
+        self, index: int, *, cpu: float | None = None, stall_ns: int = 0, gc_ns: int = 0
+    ) -> Report:
+        """Return the report of interval `index`, with the worker's vitals, and begin the next."""
         samples, self._samples = self._samples, defaultdict(list)
         finished, self._finished = self._finished, defaultdict(Finished)
         load, self._load = self._load, defaultdict(Load)
@@ -174,6 +179,8 @@ class Recorder:
             finished=dict(finished),
             load=dict(load),
             cpu=cpu,
+            stall_ns=stall_ns,
+            gc_ns=gc_ns,
             journeys=self._keep(journeys),
         )
 
@@ -215,7 +222,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
     """Return the one report that all workers' reports of the same interval amount to.
 
     Counts add, histograms merge; `in_flight` and `waiting` add too, being of different workers, and
-    `cpu` is that of the busiest worker.
+    `cpu`, `stall_ns` and `gc_ns` are those of the worker that had the most.
     """
     first, *others = reports
     merged = Report(first.index, cpu=first.cpu, journeys=list(first.journeys))
@@ -227,6 +234,8 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             into.total += outcome.total
             into.good += outcome.good
             into.kinds += outcome.kinds
+        merged.stall_ns = max(merged.stall_ns, report.stall_ns)
+        merged.gc_ns = max(merged.gc_ns, report.gc_ns)
         for stage, load in report.load.items():
             merged.load[stage] = _add_loads(merged.load.get(stage, Load()), load)
     for report in others:

@@ -214,6 +214,7 @@ class Recording:
         self._steps: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
         self._load: dict[int, dict[str, dict[str, int]]] = defaultdict(dict)
         self._cpu: dict[int, float] = {}
+        self._pauses: dict[int, tuple[int, int]] = {}
         self._series: dict[Key, Series | None] = {}
         self.missing_histograms = 0
         self.clamped = 0
@@ -309,6 +310,15 @@ class Recording:
             if stage in self._load[index]:
                 yield index * self.interval_s, self._load[index][stage]
 
+    def longest_pauses(self, stage: StageWindow) -> tuple[int, int]:
+        """Return the longest stall of a worker's event loop and its longest collection, ns."""
+        first, last = stage.start_s / self.interval_s, stage.end_s / self.interval_s
+        inside = [pauses for index, pauses in self._pauses.items() if first <= index < last]
+        return (
+            max((stall for stall, _ in inside), default=0),
+            max((collection for _, collection in inside), default=0),
+        )
+
     @cached_property
     def timeline(self) -> Timeline:
         """The load of the run by interval, all stages together."""
@@ -346,6 +356,12 @@ class Recording:
                 self._load[index][stage] = (
                     load if known is None else {k: known[k] + load[k] for k in load}
                 )
+            pauses = _count(line.get("stall_ns", 0)), _count(line.get("gc_ns", 0))
+            known_pauses = self._pauses.get(index, (0, 0))
+            self._pauses[index] = (
+                max(pauses[0], known_pauses[0]),
+                max(pauses[1], known_pauses[1]),
+            )
             if line["cpu"] is not None:
                 self._cpu[index] = max(_number(line["cpu"]), self._cpu.get(index, 0.0))
             for stage, step, total, good, kinds in line["steps"]:

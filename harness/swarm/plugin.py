@@ -187,9 +187,9 @@ class _Session:
         dispatcher.end()
         self.over = True
 
-    def _flush(self, index: int, cpu: float) -> None:
+    def _flush(self, index: int, vitals: dict[str, Any]) -> None:
         self._dispatcher.observe()
-        self._folder.append(self._recorder.flush(index, cpu=cpu))
+        self._folder.append(self._recorder.flush(index, **vitals))
         self._dispatcher.observe()
 
     def _tell_locust(self, step: Step, _journey: Journey) -> None:

@@ -17,6 +17,7 @@ from harness.inputs import load_inputs
 from harness.masking import mask
 from harness.plan import Plan
 from harness.recorder import Limits, Recorder
+from harness.swarm.pauses import Pauses
 from harness.swarm.user import Run
 from harness.transport import Transport
 
@@ -48,21 +49,28 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
 
 
 class IntervalClock:
-    """Calls `flush(index, cpu)` at every interval's end, by the absolute grid from `t0_ns` on."""
+    """Calls `flush(index, vitals)` at every interval's end, by the absolute grid from `t0_ns` on.
 
-    def __init__(self, t0_ns: int, interval_ns: int, flush: Callable[[int, float], None]) -> None:
+    The vitals are what `Recorder.flush` takes: cpu, stall_ns, gc_ns.
+    """
+
+    def __init__(
+        self, t0_ns: int, interval_ns: int, flush: Callable[[int, dict[str, Any]], None]
+    ) -> None:
         self._t0_ns, self._interval_ns, self._flush = t0_ns, interval_ns, flush
         self._index = 0
         self._over = Event()
+        self._pauses = Pauses()
         self._cpu_s, self._wall_ns = time.process_time(), time.monotonic_ns()
 
     def run(self) -> None:
         """Flush until `stop`; a flush that has begun is not interrupted."""
-        while not self._over.is_set():
-            due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
-            self._over.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
-            if time.monotonic_ns() >= due_ns and not self._over.is_set():
-                self.tick()
+        with self._pauses:
+            while not self._over.is_set():
+                due_ns = self._t0_ns + (self._index + 1) * self._interval_ns
+                self._over.wait(max(0, due_ns - time.monotonic_ns()) / 1e9)
+                if time.monotonic_ns() >= due_ns and not self._over.is_set():
+                    self.tick()
 
     def stop(self) -> None:
         """Let `run` return."""
@@ -73,7 +81,9 @@ class IntervalClock:
         cpu_s, wall_ns = time.process_time(), time.monotonic_ns()
         share = (cpu_s - self._cpu_s) * 1e9 / max(1, wall_ns - self._wall_ns)
         self._cpu_s, self._wall_ns = cpu_s, wall_ns
-        self._flush(self._index, min(share, 1.0))
+        stall_ns, gc_ns = self._pauses.take()
+        vitals = {"cpu": min(share, 1.0), "stall_ns": stall_ns, "gc_ns": gc_ns}
+        self._flush(self._index, vitals)
         self._index += 1
 
     @property

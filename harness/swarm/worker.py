@@ -144,9 +144,9 @@ class Worker:
         self.interrupted = True
         self._dispatcher.stop()
 
-    def _flush(self, index: int, cpu: float) -> None:
+    def _flush(self, index: int, vitals: dict[str, Any]) -> None:
         self._dispatcher.observe()
-        self._send(self._recorder.flush(index, cpu=cpu))
+        self._send(self._recorder.flush(index, **vitals))
         self._dispatcher.observe()
 
 
