@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict, deque
 from typing import Any
 
@@ -11,6 +12,7 @@ from harness.recorder import Histogram, Load, Report, StageWindow
 from harness.units import format_duration, format_share
 
 _RATE_WINDOW_S = 5.0
+_OPS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 class Progress:
@@ -20,7 +22,7 @@ class Progress:
         self._plan, self._stages, self._interval_s = plan, stages, interval_s
         self._recorded = {stage.name for stage in stages if stage.record}
         self._merged: dict[tuple[str, str], Histogram] = {}
-        self._finished: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self._finished: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._recent: deque[tuple[int, int]] = deque(
             maxlen=max(1, round(_RATE_WINDOW_S / interval_s))
         )
@@ -72,17 +74,17 @@ class Progress:
                 for name in {step, *([] if "/" in step else [RUN])}:
                     self._finished[name][0] += outcome.total
                     self._finished[name][1] += sum(outcome.kinds.values())
+                    self._finished[name][2] += outcome.good
 
     def _row(self, budget: Budget) -> dict[str, Any]:
         """One budget so far; all recorded stages together, which the verdict keeps apart."""
-        total, failed = self._finished[budget.step]
+        total, failed, good = self._finished[budget.step]
         now: str | None = None
         ok: bool | None = None
         n = total
-        if budget.metric == "error_rate" and total:
-            share = failed / total
-            now = format_share(share)
-            ok = share <= budget.limit if budget.op == "<=" else share < budget.limit
+        if budget.metric in ("error_rate", "goodput") and total:
+            share = (good if budget.metric == "goodput" else failed) / total
+            now, ok = format_share(share), _OPS[budget.op](share, budget.limit)
         histogram = self._merged.get((budget.step, budget.metric))
         if histogram is not None:
             n = histogram.n
