@@ -180,11 +180,12 @@ class Histogram:
         Raises RecordingError when the blob is damaged, of another layout, or inflates beyond what
         this layout can hold.
         """
-        view = _view(_scratch())
-        _inflate_into(blob)
+        first, last = _inflate_into(blob)
+        view = _view(_scratch())[first : last + 1]
         indices = np.flatnonzero(view)
         counts = view[indices].astype(np.int64)
         view[indices] = 0
+        indices += first
         if int(counts.sum()) != n:
             raise RecordingError(f"histogram holds {counts.sum()} samples, its record says {n}")
         return cls(indices, counts, n, min, max, sum, clamped, unit)
@@ -204,8 +205,11 @@ def _view(scratch: Any) -> npt.NDArray[np.uint64]:
     return np.frombuffer(scratch.counts, dtype=np.uint64)
 
 
-def _inflate_into(blob: str) -> None:
-    """Add a blob's counts to the scratch histogram, checking every length first."""
+def _inflate_into(blob: str) -> tuple[int, int]:
+    """Put a blob's counts into the scratch histogram, checking every length first.
+
+    Returns the first and the last index that counts; the last is before the first where none does.
+    """
     try:
         raw = base64.b64decode(blob, validate=True)
         cookie, length = struct.unpack_from(">II", raw)
@@ -220,12 +224,14 @@ def _inflate_into(blob: str) -> None:
         raise RecordingError("histogram blob is not HdrHistogram V2")
     if (header[3], header[4], header[5]) != (DIGITS, LOWEST, HIGHEST):
         raise RecordingError("histogram blob has another range or precision than this tool records")
-    if header[1]:
-        scratch = _scratch()
-        try:
-            _decode_counts(
-                data, _HEADER.size, ctypes.addressof(scratch.counts), scratch.counts_len, 8
-            )
-        except (IndexError, ValueError, OverflowError, MemoryError) as error:
-            _view(scratch)[:] = 0
-            raise RecordingError(f"histogram blob is damaged: {error}") from error
+    if not header[1]:
+        return 0, -1
+    scratch = _scratch()
+    try:
+        found = _decode_counts(
+            data, _HEADER.size, ctypes.addressof(scratch.counts), scratch.counts_len, 8
+        )
+    except (IndexError, ValueError, OverflowError, MemoryError) as error:
+        _view(scratch)[:] = 0
+        raise RecordingError(f"histogram blob is damaged: {error}") from error
+    return max(0, found["min_nonzero_index"]), found["max_nonzero_index"]
