@@ -97,11 +97,15 @@ def run(
     With a plan file, only --target, --seed, --workers and --out may be given beside it.
     """
     from harness.runs import run_plan
+    from harness.selftest import warning
     from harness.swarm.manifest import default_folder
 
     plan = _plan(scenario, options)
     ctx.find_root().obj = plan
     folder = out or default_folder(plan.name)
+    asks_too_much = warning(plan)
+    if asks_too_much:
+        click.echo(_scrubbed(ctx, f"harness: warning: {asks_too_much}"), err=True)
     with _live(quiet=quiet) as show:
         result = run_plan(plan, folder, show)
     _finish(ctx, result, json_to=json_to, quiet=quiet, verbose=verbose)
@@ -172,6 +176,35 @@ def endpoint(host: str, port: int, settings: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     given = dict(text.partition("=")[::2] for text in settings)
     serve(Settings.of(given), host, port, ready=lambda url: click.echo(f"serving on {url}"))
+
+
+@main.command()
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Does it fit?")
+@click.option("--json", "json_to", type=click.Choice(["-"]), help="Print the result as JSON.")
+@click.pass_context
+def selftest(ctx: click.Context, plan_file: Path | None, json_to: str | None) -> None:
+    """Measure in under a minute what this machine measures well.
+
+    With --plan the exit code is 5 when the plan asks for more than its workers carry. The result is
+    kept; `harness run` warns by it.
+    """
+    from harness import selftest as machine
+
+    plan = _plan(plan_file, {}) if plan_file else None
+    ctx.find_root().obj = plan
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found = machine.measure(say=lambda text: click.echo(text, err=True))
+    try:
+        click.echo(f"kept in {_shown(machine.save(found))}", err=True)
+    except OSError as error:
+        click.echo(f"harness: warning: the result is not kept: {error}", err=True)
+    fitting = machine.fit(plan, found) if plan else None
+    stream = sys.stderr if json_to else sys.stdout
+    click.echo(machine.render(found, fitting), file=stream)
+    if json_to:
+        click.echo(json.dumps(machine.as_json(found, fitting), indent=1))
+    if fitting is not None and fitting.demand is not None and not fitting.fits:
+        ctx.exit(int(ExitCode.INVALID))
 
 
 @main.command()

@@ -35,6 +35,7 @@ COMMANDS = {
     "schema": 0,
     "endpoint --set slots=0": 2,
     "init http://127.0.0.1:1 --into new": 6,
+    "selftest --plan none.yaml": 2,
 }
 
 

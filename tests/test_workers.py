@@ -316,6 +316,17 @@ def test_a_class_without_tasks_is_no_user(tmp_path: Path, endpoint: str) -> None
 
 
 @pytest.mark.swarm
+def test_a_user_class_goes_by_its_own_name_however_the_scenario_binds_it(tmp_path: Path) -> None:
+    path = tmp_path / "scenario.py"
+    made = "class U(ModelUser):\n    @task\n    def t(self): pass\n"
+    path.write_text(f"from harness import ModelUser, task\n{made}Other = U\ndel U\n")
+    assert list(worker.load_scenario(path)) == ["U"]
+    path.write_text(f"from harness import ModelUser, task\n{made}First = U\n{made}")
+    with pytest.raises(UserError, match="same name"):
+        worker.load_scenario(path)
+
+
+@pytest.mark.swarm
 def test_a_frame_that_is_being_sent_is_not_torn_by_the_end_of_the_load(
     tmp_path: Path, endpoint: str
 ) -> None:

@@ -94,7 +94,7 @@ def draw(settings: Settings, kind: str, body: bytes, earlier: int, forced: Fault
     The draws come in a fixed order, so that changing a fault rate changes no latency.
     """
     key = f"{settings.seed}/{kind}/{earlier}/".encode() + body
-    rng = random.Random(hashlib.blake2b(key, digest_size=16).digest())  # noqa: S311  seeded on purpose
+    rng = random.Random(hashlib.blake2b(key, digest_size=16).digest())
     drawn = _drawn_faults(settings, [rng.random() for _ in range(5)])
     length = settings.tokens * math.exp(settings.tokens_sigma * rng.gauss(0.0, 1.0))
     median_ms, sigma = {

@@ -1,8 +1,8 @@
 """The users that `harness selftest` runs: ordinary ones that also write down when each token came.
 
 Per reply goes to the file, as 64-bit integers: its number (the `x-request-id` that it was asked
-for with), time zero of the load, how many tokens, and the stamp of each. Only Locust's side may
-import this; `read_stamps` of `harness.selftest` reads it.
+for with), time zero of the load, how many tokens, and the stamp of each. `selftest.stamps` reads
+it.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def _user(urls: Sequence[str], what: Any) -> type[ModelUser]:
     class SelftestUser(ModelUser):
         """One of several servers serves this user: one alone may be slower than a worker."""
 
-        tasks = [task(what)]
-
         @cached_property
-        def run_state(self) -> Run:  # type: ignore[override]
+        def run_state(self) -> Run:
             """What this user shares with the others, but for its server."""
             run: Run = self.environment.harness
             return run if len(urls) == 1 else replace(run, url=urls[next(turns) % len(urls)])
+
+        @task
+        def once(self) -> None:
+            what(self)
 
     return SelftestUser

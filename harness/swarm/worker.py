@@ -151,7 +151,7 @@ class Worker:
 
 
 def load_scenario(path: Path) -> dict[str, type[ModelUser]]:
-    """Import a Locust file; returns its `ModelUser` classes by name.
+    """Import a Locust file; returns its `ModelUser` classes by their own names, as Locust has them.
 
     Raises UserError that says what is wrong with the file.
     """
@@ -159,7 +159,10 @@ def load_scenario(path: Path) -> dict[str, type[ModelUser]]:
         classes, _ = load_locustfile(str(path))
     except (Exception, SystemExit) as error:
         raise UserError(f"{_where(error)}; the scenario {path.name} cannot be imported") from error
-    found = {name: cls for name, cls in classes.items() if issubclass(cls, ModelUser) and cls.tasks}
+    usable = {cls for cls in classes.values() if issubclass(cls, ModelUser) and cls.tasks}
+    found = {cls.__name__: cls for cls in sorted(usable, key=lambda cls: cls.__name__)}
+    if len(found) < len(usable):
+        raise UserError(f"{path}: two user classes have the same name; give each its own")
     if not found:
         others = f"; it has {', '.join(classes)}, of other bases" if classes else ""
         raise UserError(f"{path}: no subclass of harness.ModelUser with a @task was found{others}")

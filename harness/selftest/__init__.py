@@ -1,0 +1,12 @@
+"""`harness selftest`: what this machine measures well, and whether a plan asks for more.
+
+`ramp` measures, `stamps` compares with the truth, `result` is what was found and where it is kept,
+`fitting` holds a plan against it, `text` says it to people.
+"""
+
+from harness.selftest.fitting import as_json, fit
+from harness.selftest.ramp import Bounds, measure
+from harness.selftest.result import Selftest, save, saved
+from harness.selftest.text import render, warning
+
+__all__ = ["Bounds", "Selftest", "as_json", "fit", "measure", "render", "save", "saved", "warning"]

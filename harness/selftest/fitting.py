@@ -1,0 +1,126 @@
+"""Holds a plan against what a worker of this machine carries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.plan import Plan
+from harness.selftest.result import Ceiling, Selftest, plain
+
+ASSUMED_TOKENS = 256  # in a reply, where the plan does not limit them
+ASSUMED_TOKENS_PER_S = 50  # of one stream, where a stage says only how many users it has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a stage asks of the generator, a second; None where only the target decides it."""
+
+    stage: str
+    requests_per_s: float | None
+    events_per_s: float | None
+    basis: str
+    """What was taken for granted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Whether a plan's most demanding stage fits the machine.
+
+    `share` is that of one worker's time which it takes; `needed` is None when no number of workers
+    would do. `at_most` says that fewer workers may do, since the ceiling is a lower bound.
+    """
+
+    demand: Demand | None
+    share: float
+    needed: int | None
+    at_most: bool
+    workers: int
+    cores: int
+    not_judged: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """True when the plan's workers suffice, each on a core of its own."""
+        return self.needed is not None and self.needed <= min(self.workers, self.cores)
+
+
+def demands(plan: Plan) -> tuple[Demand, ...]:
+    """Return what each stage asks for, counting one request an arrival."""
+    params = plan.target.params
+    streams = plan.target.api in ("openai-chat", "openai-completions")
+    streams = streams and params.get("stream") is not False
+    given = params.get("max_completion_tokens", params.get("max_tokens"))
+    known = type(given) is int and given > 0
+    tokens = int(given) if known and given else ASSUMED_TOKENS
+    basis = (
+        f"{tokens} tokens a reply, "
+        + ("as target.params says" if known else "assumed: target.params sets no max_tokens")
+        if streams
+        else "no token streams"
+    )
+    found = []
+    for stage in plan.load:
+        requests: float | None
+        events: float | None
+        if stage.arrivals is not None:
+            requests = stage.arrivals.rate_per_s
+            events = requests * tokens if streams else 0.0
+            said = basis
+        elif streams:
+            events = float((stage.concurrency or 0) * ASSUMED_TOKENS_PER_S)
+            requests = events / tokens
+            said = f"{basis}; {ASSUMED_TOKENS_PER_S} tokens/s a user, assumed"
+        else:
+            requests, events, said = None, None, "the target decides the rate"
+        found.append(
+            Demand(stage=stage.name, requests_per_s=requests, events_per_s=events, basis=said)
+        )
+    return tuple(found)
+
+
+def fit(plan: Plan, found: Selftest, *, cores: int | None = None) -> Fit:
+    """Compare a plan's most demanding stage with what a worker carries.
+
+    A worker's time is shared: what its requests take and what its token events take add up.
+    """
+    there = cores or int(found.machine["cores"])
+    known: list[tuple[float, Demand]] = []
+    not_judged = []
+    for demand in demands(plan):
+        if demand.requests_per_s is None or demand.events_per_s is None:
+            not_judged.append(demand.stage)
+            continue
+        share = _share(demand.requests_per_s, found.requests) + _share(
+            demand.events_per_s, found.token_events
+        )
+        known.append((share, demand))
+    share, most = max(known, key=lambda pair: pair[0], default=(0.0, None))
+    bounded = most is not None and (
+        (bool(most.requests_per_s) and found.requests.at_least)
+        or (bool(most.events_per_s) and found.token_events.at_least)
+    )
+    return Fit(
+        demand=most,
+        share=share,
+        needed=None if math.isinf(share) else max(1, math.ceil(round(share, 9))),
+        at_most=bounded,
+        workers=plan.workers,
+        cores=there,
+        not_judged=tuple(not_judged),
+    )
+
+
+def _share(asked_per_s: float, carried: Ceiling) -> float:
+    if not asked_per_s:
+        return 0.0
+    return asked_per_s / carried.per_s if carried.per_s else math.inf
+
+
+def as_json(found: Selftest, fitting: Fit | None = None) -> dict[str, Any]:
+    """Return a result, and how a plan fits if one was given, as plain values for JSON."""
+    if fitting is None:
+        return {**plain(found), "fit": None}
+    share = None if math.isinf(fitting.share) else fitting.share
+    return {**plain(found), "fit": {**asdict(fitting), "share": share, "fits": fitting.fits}}

@@ -1,0 +1,148 @@
+"""What a selftest found, and where it is kept: it holds for the machine that it was made on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness import __version__
+from harness.recorder import write_atomically
+
+SCHEMA_VERSION = 1  # 1: first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One step of rising load: what was really carried, and how well.
+
+    `broke` names what made the worker unfit here; empty when nothing did.
+    """
+
+    per_s: float
+    error_p99_ns: int | None
+    send_lag_p99_ns: int | None
+    cpu: float | None
+    server_late: bool
+    broke: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """The most that one worker carried; `at_least` when something else ended the measurement."""
+
+    per_s: float
+    at_least: bool
+    ended_by: str
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StampError:
+    """Reported stamp − the server's own stamp right before its write, of each token event, ns."""
+
+    events: int
+    streams: int
+    p50_ns: int
+    p99_ns: int
+    p999_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selftest:
+    """What was found out about this machine. `clock` is the one that stamped the tokens."""
+
+    machine: dict[str, Any]
+    measured_at: str
+    took_s: float
+    clock: str
+    stamp_error: StampError
+    token_events: Ceiling
+    requests: Ceiling
+
+
+def ceiling_of(levels: Sequence[Level]) -> Ceiling:
+    """Return the most that was carried before two steps in a row broke, or the last one.
+
+    A single broken step with a good one after it is a hiccup of the machine. Where the servers
+    fell behind, or nothing broke, the worker may carry more.
+    """
+    last_good = -1
+    for number, level in enumerate(levels):
+        if not level.broke:
+            last_good = number
+        elif number - last_good == 2:
+            break
+    beyond = levels[last_good + 1 : last_good + 3]
+    best = max((level.per_s for level in levels[: last_good + 1] if not level.broke), default=0.0)
+    late = any(level.server_late for level in levels[max(0, last_good) : last_good + 2])
+    reasons = dict.fromkeys(reason for level in beyond for reason in level.broke)
+    ended_by = (
+        "the test server" if late else " and ".join(reasons) if reasons else "the end of the steps"
+    )
+    return Ceiling(
+        per_s=best, at_least=late or not reasons, ended_by=ended_by, levels=tuple(levels)
+    )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts that a saved result holds for."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "python": platform.python_version(),
+        "harness": __version__,
+    }
+
+
+def saved_path() -> Path:
+    """Return where the result is kept: `latency-harness/selftest.json` in the cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "latency-harness" / "selftest.json"
+
+
+def save(found: Selftest) -> Path:
+    """Keep a result for `harness run` to look at; OSError when it cannot be written."""
+    path = saved_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(plain(found), indent=1) + "\n")
+    return path
+
+
+def saved() -> Selftest | None:
+    """Return the saved result, or None when there is none that holds for this machine."""
+    try:
+        data = json.loads(saved_path().read_text(encoding="utf-8"))
+        if data.pop("schema_version") != SCHEMA_VERSION or data["machine"] != machine():
+            return None
+        return Selftest(
+            stamp_error=StampError(**data.pop("stamp_error")),
+            token_events=_ceiling(data.pop("token_events")),
+            requests=_ceiling(data.pop("requests")),
+            **data,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _ceiling(data: dict[str, Any]) -> Ceiling:
+    levels = tuple(Level(**level | {"broke": tuple(level["broke"])}) for level in data["levels"])
+    return Ceiling(**data | {"per_s": float(data["per_s"]), "levels": levels})
+
+
+def plain(found: Selftest) -> dict[str, Any]:
+    """Return a result as plain values for JSON."""
+    return {"schema_version": SCHEMA_VERSION, **asdict(found)}

@@ -1,0 +1,119 @@
+"""What a selftest found, in words: the text in the terminal and the warning before a run."""
+
+from __future__ import annotations
+
+from harness.plan import Plan
+from harness.selftest.fitting import Fit, fit
+from harness.selftest.result import Ceiling, Selftest, saved
+from harness.units import NARROW_SPACE, format_count, format_duration, format_rate, format_share
+
+
+def describe_fit(fitting: Fit, found: Selftest) -> str:
+    """Say in a sentence or two whether the plan fits."""
+    demand = fitting.demand
+    if demand is None:
+        return f"is not judged: in {', '.join(fitting.not_judged)} the target decides the rate"
+    asked = (
+        f"stage {demand.stage} asks for {_rate(demand.requests_per_s)} requests and "
+        f"{_rate(demand.events_per_s)} token events ({demand.basis})"
+    )
+    has = f"{fitting.workers} worker{'s' if fitting.workers > 1 else ''}"
+    carry = "carry" if fitting.workers > 1 else "carries"
+    if fitting.fits:
+        taken = _plain(format_share(fitting.share / fitting.workers))
+        verdict = f"fits: it takes {taken} of what {has} of this machine {carry}"
+    elif fitting.needed is None:
+        verdict = "does not fit: this machine carried no load well enough to judge"
+    else:
+        needs = f"{format_count(fitting.needed)} worker{'s' if fitting.needed > 1 else ''}"
+        most = "at most " if fitting.at_most else ""
+        verdict = f"needs {most}{needs}, it has {fitting.workers}"
+        if fitting.needed > fitting.cores:
+            verdict += f" and this machine {_cores(fitting.cores)}"
+        elif fitting.workers > fitting.cores:
+            verdict += f" on {_cores(fitting.cores)}"
+    carried = f"one worker carries {_carried(found)}"
+    left = f"; not judged: {', '.join(fitting.not_judged)}" if fitting.not_judged else ""
+    return f"{verdict}; {asked}; {carried}{left}"
+
+
+def render(found: Selftest, fitting: Fit | None = None) -> str:
+    """Return the result as text for a terminal."""
+    error = found.stamp_error
+    quantiles = {"p50": error.p50_ns, "p99": error.p99_ns, "p99.9": error.p999_ns}
+    facts = found.machine
+    where = f"{facts['system']}, {_cores(facts['cores'])}, Python {facts['python']}"
+    lines = [
+        f"{where}; took {found.took_s:.0f} s",
+        f"clock: {found.clock}",
+        "",
+        "stamp error    " + "   ".join(f"{name} {_time(ns)}" for name, ns in quantiles.items()),
+        f"  reported − true of {format_count(error.events)} token events, {error.streams} streams;",
+        "  true is the server's stamp right before its write, so that the write counts as error",
+        "",
+        *_table("token events", found.token_events),
+        "",
+        *_table("requests", found.requests),
+        "",
+        f"One worker of this machine carries {_carried(found)}.",
+    ]
+    ends = {
+        "token events": found.token_events,
+        "requests": found.requests,
+    }
+    for name, ceiling in ends.items():
+        more = "; the worker may carry more" if ceiling.at_least else ""
+        lines.append(f"  {name}: ended by {ceiling.ended_by}{more}")
+    if fitting is not None:
+        lines += ["", f"The plan {describe_fit(fitting, found)}.".replace("; ", ";\n  ")]
+    return "\n".join(lines)
+
+
+def _table(name: str, ceiling: Ceiling) -> list[str]:
+    with_error = any(level.error_p99_ns is not None for level in ceiling.levels)
+    head = f"  {name:<14}{'error p99':>11}" if with_error else f"  {name:<14}"
+    lines = [f"{head}{'send lag p99':>14}{'CPU':>8}"]
+    for level in ceiling.levels:
+        said = list(level.broke) + (["the test server fell behind"] if level.server_late else [])
+        error = f"{_time(level.error_p99_ns):>11}" if with_error else ""
+        cpu = "–" if level.cpu is None else _plain(format_share(level.cpu))
+        lines.append(
+            f"  {_rate(level.per_s):<14}{error}{_time(level.send_lag_p99_ns):>14}{cpu:>8}"
+            f"  {', '.join(said) or 'ok'}"
+        )
+    return lines
+
+
+def _carried(found: Selftest) -> str:
+    parts = []
+    for name, ceiling in (("token events", found.token_events), ("requests", found.requests)):
+        least = "at least " if ceiling.at_least else ""
+        parts.append(f"{least}{_rate(ceiling.per_s)} {name}")
+    return " or ".join(parts)
+
+
+def _cores(number: int) -> str:
+    return f"{number} core{'' if number == 1 else 's'}"
+
+
+def _rate(per_s: float | None) -> str:
+    return "–" if per_s is None else format_rate(round(per_s, 1))
+
+
+def _time(ns: float | None) -> str:
+    return "–" if ns is None else _plain(format_duration(ns))
+
+
+def _plain(text: str) -> str:
+    return text.replace(NARROW_SPACE, " ")
+
+
+def warning(plan: Plan) -> str | None:
+    """Return what to say before a run that asks for more than was found; None without a result."""
+    found = saved()
+    if found is None:
+        return None
+    fitting = fit(plan, found)
+    if fitting.fits or fitting.demand is None:
+        return None
+    return f"the plan {describe_fit(fitting, found)} (found by harness selftest)"
