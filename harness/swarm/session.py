@@ -17,8 +17,8 @@ from harness.inputs import load_inputs
 from harness.masking import mask
 from harness.plan import Plan
 from harness.recorder import Limits, Recorder
+from harness.swarm.journey import Run
 from harness.swarm.pauses import Pauses
-from harness.swarm.user import Run
 from harness.transport import Transport
 
 

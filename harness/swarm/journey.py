@@ -1,0 +1,305 @@
+"""A task's execution as a journey through named steps, and the place in it where code runs.
+
+A journey begins at its planned arrival; so does the first step at its root. Every later step begins
+when the scenario enters it. A step that raises, or whose request fails, is counted as failed by the
+kind of failure and leaves no latency among the successes.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import gevent
+import httpx
+import numpy as np
+from locust.exception import (
+    InterruptTaskSet,
+    RescheduleTask,
+    RescheduleTaskImmediately,
+    StopUser,
+)
+
+from harness import apis
+from harness.budget import RUN, SEGMENT
+from harness.errors import RequestFailed, UserError
+from harness.inputs import Inputs
+from harness.transport import RequestHead, Stamps, Transport
+
+if TYPE_CHECKING:
+    from harness.plan import Target
+    from harness.recorder import Recorder
+    from harness.swarm.dispatch import Arrival
+
+CONTROL_FLOW = (StopUser, InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately)
+"""What Locust raises to steer a user; no failure."""
+
+
+class ArrivalSource(Protocol):
+    """Where users get their work from."""
+
+    def take(self, user_class: str) -> Arrival:
+        """Block until an arrival is due for a user of this class."""
+
+    def done(self, user_class: str, arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
+        """Take note of a finished arrival."""
+
+    def cut_off(self, user_class: str, arrival: Arrival) -> None:
+        """Take note of an arrival that the end of the run cut off."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the users of one process share; `environment.harness` holds it."""
+
+    target: Target
+    url: str
+    recorder: Recorder
+    transport: Transport
+    inputs: Inputs | None
+    seed: tuple[int, int]
+    """The plan's seed and the worker's number: each arrival draws from a generator of its own."""
+    rng: np.random.Generator
+    """For what is drawn outside of tasks."""
+    dispatcher: ArrivalSource | None = None
+    t0_ns: int = 0
+    first_failure: str | None = None
+    retries: int = 0
+    heads: dict[str, RequestHead] = field(default_factory=dict)
+    logged: set[tuple[str, str]] = field(default_factory=set)
+    """Kinds of errors in the scenario, by task, whose traceback is in the log."""
+    on_step: Callable[[Step, Journey], None] | None = None
+    """Told of every finished step; plain Locust's statistics listen here."""
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One execution of a named step. `fail` marks it as failed without raising."""
+
+    name: str
+    start_ns: int
+    end_ns: int | None = None
+    limit_ns: int = 0
+    """How long it lasted at least if its failure is a timeout."""
+    failure: str | None = None
+    values: dict[str, int] = field(default_factory=dict)
+    gaps: Sequence[int] = ()
+    token_events: int = 0
+    merged: int = 0
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def fail(self, kind: str, detail: str = "") -> None:
+        """Count this execution as failed, by its kind (`invalid reply`, …)."""
+        if self.failure is None:
+            self.failure = kind
+            if detail:
+                self.detail["error"] = apis.excerpt(detail)
+
+
+@dataclass(slots=True, eq=False)
+class Journey:
+    """One execution of a task, from its planned start on."""
+
+    run: Run
+    task: str
+    stage: str
+    planned_ns: int
+    ready_ns: int
+    rng: Random
+    steps: list[Step] = field(default_factory=list)
+    running: list[Step] = field(default_factory=list)
+    calls: int = 0
+    rooted: bool = False
+    noted: BaseException | None = None
+    """The last exception that failed a step."""
+
+    def begin(self, name: str, parent: Step | None) -> Step:
+        """Return a step that starts now; the first at the root starts at the planned arrival."""
+        path = f"{parent.name}/{name}" if parent else name
+        first = parent is None and not self.rooted
+        self.rooted |= first
+        step = Step(path, self.planned_ns if first else time.monotonic_ns())
+        self.running.append(step)
+        return step
+
+    def fail(self, step: Step, error: BaseException) -> None:
+        """Count a step as failed by an exception."""
+        self.noted = error
+        detail = error.detail if isinstance(error, RequestFailed) else str(error)
+        step.fail(failure_kind(error), detail)
+
+    def finish(self, step: Step) -> None:
+        """Record a finished step; one that the end of the run has cut off already stays so."""
+        if step not in self.running:
+            return
+        self.running.remove(step)
+        self.steps.append(step)
+        if step.end_ns is None:
+            step.end_ns = time.monotonic_ns()
+        elapsed_ns = step.end_ns - step.start_ns
+        run = self.run
+        if step.failure is None:
+            step.values.setdefault("e2el", elapsed_ns)
+            step.values["e2el_all"] = step.values["e2el"]
+        else:
+            least_ns = step.limit_ns if step.failure == "timeout" else 0
+            step.values = {"e2el_all": max(elapsed_ns, least_ns)}
+            if run.first_failure is None:
+                run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
+        if step.token_events:
+            load = run.recorder.load(self.stage)
+            load.token_events += step.token_events
+            load.merged += step.merged
+        run.recorder.request(
+            self.stage,
+            step.name,
+            step.values,
+            series={"itl": step.gaps} if step.gaps and step.failure is None else None,
+            failure=step.failure,
+        )
+        if run.on_step:
+            run.on_step(step, self)
+
+    def call(self, step: str) -> int:
+        """Return when the request that is about to be made was due, in ns."""
+        self.calls += 1
+        if self.calls > 1:
+            return time.monotonic_ns()
+        if self.ready_ns > self.planned_ns:
+            waited_ns = self.ready_ns - self.planned_ns
+            self.run.recorder.add(self.stage, step.partition("/")[0], "slot_wait", waited_ns)
+        return max(self.planned_ns, self.ready_ns)
+
+    def sent(self, step: str, stamps: Stamps, due_ns: int) -> None:
+        """Record how late a request left, apart from waiting for a user and from connecting."""
+        root = step.partition("/")[0]
+        add = self.run.recorder.add
+        if stamps.connect_ns:
+            add(self.stage, root, "connect", stamps.connect_ns)
+        add(self.stage, root, "send_lag", max(0, stamps.sent_ns - stamps.connect_ns - due_ns))
+        self.run.retries += stamps.retries
+
+    def end_with(self, error: BaseException) -> None:
+        """Record the exception that ended the task: as a failed step of its name if no step has it.
+
+        What runs on in other greenlets when the end of the run cuts the task off is cut off too.
+        """
+        if isinstance(error, gevent.GreenletExit):
+            for step in [*self.running]:
+                self.fail(step, error)
+                self.finish(step)
+        kinds = {step.failure for step in self.steps}
+        cause: BaseException | None = error
+        while cause is not None:
+            if cause is self.noted or failure_kind(cause) in kinds:
+                return
+            cause = cause.__cause__ or cause.__context__
+        this = self.begin(self.task, None)
+        self.fail(this, error)
+        self.finish(this)
+
+    def close(self) -> bool:
+        """Offer the journey to the recorder; returns whether every step succeeded."""
+        end_ns = time.monotonic_ns()
+        self.noted = None
+        roots = [step.name for step in self.steps if "/" not in step.name]
+        ok = all(step.failure is None for step in self.steps)
+        self.run.recorder.journey(
+            {
+                "stage": self.stage,
+                "root": roots[0] if len(roots) == 1 else self.task,
+                "t_s": (self.planned_ns - self.run.t0_ns) / 1e9,
+                "duration_ns": end_ns - self.planned_ns,
+                "ok": ok,
+                "steps": [
+                    {
+                        "step": step.name,
+                        "start_ns": step.start_ns - self.planned_ns,
+                        "end_ns": (step.end_ns or end_ns) - self.planned_ns,
+                        "failure": step.failure,
+                        "detail": step.detail,
+                    }
+                    for step in self.steps
+                ],
+            }
+        )
+        return ok
+
+
+class Place(NamedTuple):
+    """Where in a scenario the code is that runs now."""
+
+    journey: Journey | None = None
+    step: Step | None = None
+
+
+PLACE: ContextVar[Place] = ContextVar("place")
+
+
+def place() -> Place:
+    """Return the place of this greenlet; gevent hands no context on, so look at who spawned it."""
+    greenlet = gevent.getcurrent()
+    context: Context | None = copy_context()
+    while context is None or PLACE not in context:
+        greenlet = getattr(greenlet, "spawning_greenlet", lambda: None)()
+        if greenlet is None:
+            return Place()
+        context = greenlet.gr_context
+    place = context[PLACE]
+    PLACE.set(place)
+    return place
+
+
+@contextmanager
+def step(name: str) -> Iterator[Step]:
+    """Name what happens inside as a step; steps nest: `answer/generate`.
+
+    An exception inside counts the step as failed and goes on. Outside a task nothing is recorded.
+    Raises UserError for a name that no budget could have.
+    """
+    if not re.fullmatch(SEGMENT, name) or name == RUN:
+        raise UserError(
+            f"step {name!r}: a name must be of letters, digits, '_' and '-', and not {RUN!r}; "
+            "steps inside each other make the '/'"
+        )
+    journey, outer = place()
+    if journey is None:
+        yield Step(name, time.monotonic_ns())
+        return
+    this = journey.begin(name, outer)
+    token = PLACE.set(Place(journey, this))
+    try:
+        yield this
+    except CONTROL_FLOW:
+        raise
+    except BaseException as error:
+        journey.fail(this, error)
+        raise
+    finally:
+        PLACE.reset(token)
+        journey.finish(this)
+
+
+def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each kind
+    """Return the kind that `error_rate` counts an exception by."""
+    match error:
+        case RequestFailed():
+            return error.kind
+        case gevent.GreenletExit():
+            return "cut off"
+        case httpx.ConnectTimeout() | httpx.ConnectError():
+            return "connect"
+        case httpx.TimeoutException() | gevent.Timeout():
+            return "timeout"
+        case httpx.HTTPStatusError():
+            return f"status {error.response.status_code}"
+        case httpx.NetworkError() | httpx.RemoteProtocolError():
+            return "reset"
+        case _:
+            return f"exception {type(error).__name__}"
