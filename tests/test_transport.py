@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import gc
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gevent
 import gevent.event
+import gevent.server
 import httpx
 import load
 import pytest
 
 from harness import transport as transport_module
-from harness.transport import STAMPS, Stamps, Transport
+from harness.http1 import ResponseReader
+from harness.transport import STAMPS, WHOLE, Stamps, Transport
+from harness.transport import connection as connection_module
+from harness.transport import poller as poller_module
+from harness.transport.clock import KERNEL, USER
+from harness.wire import SSEDecoder
 
 pytestmark = pytest.mark.swarm
+BIG = 20 << 20  # bytes, more than any socket's buffers hold
+
+
+@pytest.fixture(autouse=True, params=["epoll, kernel stamps", "watchers, user stamps"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs twice: as on Linux, and as where there is neither epoll nor a stamp."""
+    if request.param.startswith("watchers"):
+        monkeypatch.setattr(poller_module, "_epoll", lambda: None)
+        monkeypatch.setitem(Transport.__init__.__kwdefaults__, "kernel_stamps", False)
+    elif poller_module._epoll() is None:
+        pytest.skip("no epoll here")
+    return str(request.param)
 
 
 def client(transport: Transport, url: str, timeout: float = 10) -> httpx.Client:
@@ -225,31 +241,32 @@ def test_a_body_left_unread_gives_the_connection_up_and_the_pool_back() -> None:
             assert not transport._idle
 
 
-@pytest.mark.parametrize("where", ["connect", "tls", "head", "body"])
-@pytest.mark.parametrize(
-    "error", [gevent.GreenletExit(), gevent.Timeout(), httpx.ReadTimeout("")], ids=repr
-)
-def test_a_kill_or_timeout_at_any_point_gives_the_pool_back_once(
-    where: str, error: BaseException
-) -> None:
+@pytest.mark.parametrize("where", ["connect", "tls", "send", "head", "body"])
+def test_a_kill_or_timeout_at_any_point_gives_the_pool_back_once(where: str) -> None:
     transport = Transport(verify=False)
 
     def stuck(connection: Any) -> None:
-        load.request_of(connection)
+        if where == "send":
+            connection.recv(1000)
+        else:
+            load.request_of(connection)
         if where == "body":
             connection.sendall(load.STREAM_HEAD)
         gevent.sleep(60)
 
-    with load.serving(stuck) as url, full_backlog() as unreachable:
-        place = {"connect": unreachable, "tls": url.replace("http:", "https:")}.get(where, url)
-        with client(transport, place, timeout=60) as http:
-            asking = gevent.spawn(http.get, "/")
-            gevent.sleep(0.02)
-            asking.kill(error)
-            assert transport.poller.watched == 0
-            assert not transport._idle
-            gevent.sleep(0)
-    assert type(asking.value or asking.exception) is type(error)
+    for error in (gevent.GreenletExit(), gevent.Timeout(), httpx.ReadTimeout("")):
+        with load.serving(stuck) as url, full_backlog() as unreachable:
+            place = {"connect": unreachable, "tls": url.replace("http:", "https:")}.get(where, url)
+            with client(transport, place, timeout=60) as http:
+                body = bytes(BIG if where == "send" else 1)
+                asking = gevent.spawn(http.post, "/", content=body)
+                gevent.sleep(0.02)
+                assert transport.poller.watched == 1
+                asking.kill(error)
+                assert transport.poller.watched == 0
+                assert not transport._idle
+                gevent.sleep(0)
+        assert type(asking.value or asking.exception) is type(error)
 
 
 @contextmanager
@@ -267,77 +284,537 @@ def full_backlog() -> Iterator[str]:
             one.close()
 
 
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], str]
-) -> dict[str, Path]:
-    """A certificate authority of our own, and what it says of 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("ca")
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    own = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=our own"]
-    told = ["-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost"]
-    by_us = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"]
-    not_ca = ["-addext", "basicConstraints=critical,CA:FALSE"]
-    for arguments in (own, [*told, *by_us, *not_ca]):
-        subprocess.run(
-            [require("openssl"), "req", "-x509", *options, *arguments],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    return {name: folder / f"{name}.pem" for name in ("ca", "cert", "key")}
+# --- which clock, and what it is worth ----------------------------------------------------------
 
 
-def tls(authority: dict[str, Path]) -> dict[str, ssl.SSLContext]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority["cert"], authority["key"])
-    return {"ssl_context": context}
+def test_the_run_says_which_clock_stamps(way: str) -> None:
+    expected = USER if way.endswith("user stamps") else KERNEL
+    transport = Transport()
+    assert transport.clock == expected
+    with load.serving(Counting()) as url, client(transport, url) as http:
+        http.get("/")
+    assert transport.clock == expected
+    assert Transport(kernel_stamps=False).clock == USER
 
 
-def test_https_is_trusted_by_the_ca_that_verify_names_and_timed_as_connecting(
-    authority: dict[str, Path],
+@pytest.mark.parametrize("says", [False, True])
+def test_where_no_stamps_come_the_run_says_user_clock_though_the_kernel_may_promise_them(
+    monkeypatch: pytest.MonkeyPatch, says: bool
 ) -> None:
-    server, served = Counting(), tls(authority)["ssl_context"]
+    monkeypatch.setattr(connection_module, "ask_for_stamps", lambda _: says)
+    transport = Transport(kernel_stamps=True)
+    with load.serving(Counting()) as url, client(transport, url) as http:
+        stamps = stamps_of(http.get("/"))
+    assert transport.clock == USER
+    assert stamps.sent_ns < stamps.first_byte_ns <= time.monotonic_ns()
 
-    def hesitate(connection: Any) -> None:
-        gevent.sleep(0.3)
-        server(served.wrap_socket(connection, server_side=True))
 
-    transport = Transport(verify=authority["ca"])
-    with load.serving(hesitate) as url, client(transport, url.replace("http", "https")) as http:
-        first, second = stamps_of(http.get("/")), stamps_of(http.get("/"))
-    assert first.connect_ns > 0.29 * load.S
-    assert second.connect_ns == 0
-    assert first.sent_ns <= first.first_byte_ns <= first.read_ns
+def test_a_kernel_stamp_does_not_depend_on_when_we_read_and_a_users_does(way: str) -> None:
+    ended = []
+
+    def block(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.STREAM_HEAD)
+        gevent.sleep(0.01)
+        connection.sendall(load.event())
+        ended.append(spin(50 * load.MS))
+        gevent.sleep(0.01)
+        connection.sendall(load.END)
+
+    with load.serving(block) as url, client(Transport(), url) as http:
+        for whole in (True, False):
+            with http.stream("GET", "/", extensions={WHOLE: whole}) as response:
+                reads = [stamps_of(response).read_ns for _ in response.iter_raw()]
+            assert len(reads) == 1
+            if way.endswith("kernel stamps"):
+                assert reads[0] < ended[-1] - 25 * load.MS
+            else:
+                assert reads[0] >= ended[-1]
+
+
+def test_events_that_came_while_we_were_blocked_are_one_piece_whose_last_stamp_is_exact(
+    way: str,
+) -> None:
+    last = []
+
+    def block(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.STREAM_HEAD)
+        gevent.sleep(0.01)
+        for _ in range(3):
+            spin(20 * load.MS)
+            last[:] = [time.monotonic_ns()]
+            connection.sendall(load.event())
+        last.append(spin(50 * load.MS))
+        gevent.sleep(0.01)
+        connection.sendall(load.END)
+
+    decoder, events, pieces = SSEDecoder(), [], 0
+    with (
+        load.serving(block) as url,
+        client(Transport(), url) as http,
+        http.stream("GET", "/", extensions={WHOLE: True}) as response,
+    ):
+        for part in response.iter_raw():
+            pieces += 1
+            events += decoder.feed(part, stamps_of(response).read_ns)
+    assert (pieces, len(events), decoder.merged) == (1, 3, 2)
+    assert [event.exact for event in events] == [False, False, True]
+    assert last[0] <= events[-1].t_ns
+    if way.endswith("kernel stamps"):
+        assert events[-1].t_ns < last[1] - 25 * load.MS
+
+
+def spin(ns: int) -> int:
+    """Keep the process from reading for a while; returns when that ended."""
+    end_ns = time.monotonic_ns() + ns
+    while time.monotonic_ns() < end_ns:
+        pass
+    return time.monotonic_ns()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_bytes_and_stamps_are_the_same_whether_the_caller_waits_for_all_or_iterates(
+    whole: bool,
+) -> None:
+    before: list[int] = []
+
+    def tell(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.STREAM_HEAD)
+        gevent.sleep(0.01)
+        for i in range(5):
+            before.append(time.monotonic_ns())
+            connection.sendall(load.chunk(b"%d" % i * 100))
+            gevent.sleep(0.01)
+        before.append(time.monotonic_ns())
+        connection.sendall(load.END)
+
+    with (
+        load.serving(tell) as url,
+        client(Transport(), url) as http,
+        http.stream("GET", "/", extensions={WHOLE: whole}) as response,
+    ):
+        stamps = stamps_of(response)
+        read = [(part, stamps.read_ns) for part in response.iter_raw()]
+    assert [part for part, _ in read] == [b"%d" % i * 100 for i in range(5)]
+    for i, (_, t_ns) in enumerate(read):
+        assert before[i] <= t_ns < before[i + 1]
+    assert before[5] <= stamps.read_ns
+
+
+# --- sending ------------------------------------------------------------------------------------
+
+
+def test_a_large_body_to_a_slow_reader_arrives_whole_and_is_stamped_at_its_first_byte() -> None:
+    body = bytes(range(256)) * (BIG // 256)
+    seen: list[Any] = []
+
+    def slowly(connection: Any) -> None:
+        got = b""
+        while len(got.partition(b"\r\n\r\n")[2]) < 10:
+            got += connection.recv(100)
+        seen.append(time.monotonic_ns())
+        got = bytearray(got.partition(b"\r\n\r\n")[2])
+        while len(got) < BIG:
+            got += connection.recv(1 << 20)
+            gevent.sleep(0.001)
+        seen.append(got == body)
+        connection.sendall(load.answer())
+
+    transport = Transport()
+    with load.serving(slowly) as url, client(transport, url) as http:
+        stamps = stamps_of(http.post("/", content=body))
+        assert transport.poller.watched == 1
+    assert seen[1]
+    assert stamps.sent_ns < seen[0] < stamps.first_byte_ns
+
+
+@pytest.mark.parametrize("then", ["read on", "do nothing", "close", "reset"])
+def test_an_early_complete_reply_is_returned_and_its_connection_not_used_again(then: str) -> None:
+    connections = []
+
+    def refuse(connection: Any) -> None:
+        connections.append(connection)
+        connection.recv(1000)
+        connection.sendall(load.answer(b"too large", status="413 Content Too Large"))
+        if then == "read on":
+            while connection.recv(1 << 20):
+                pass
+        elif then == "do nothing":
+            gevent.sleep(60)
+        elif then == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    transport = Transport()
+    with load.serving(refuse) as url, client(transport, url) as http:
+        for whole in (True, False, True):
+            response = http.post("/", content=bytes(BIG), extensions={WHOLE: whole})
+            assert (response.status_code, response.content) == (413, b"too large")
+            assert transport.poller.watched == 0
+    assert len(connections) == 3
+
+
+def test_an_early_reply_that_was_there_before_the_write_failed_is_returned() -> None:
+    def refuse(connection: Any) -> None:
+        connection.recv(1000)
+        connection.sendall(load.answer(status="413 Content Too Large"))
+        connection.close()
+
+    connection = connection_module.Connection(Transport().poller, None)
+    with load.serving(refuse) as url:
+        connection.open("127.0.0.1", int(url.rpartition(":")[2]), tls=None)
+        connection._poller.change(connection._sock.fileno(), lambda: None, mask=0)
+        connection._sock.send(b"POST / HTTP/1.1\r\n")
+        gevent.sleep(0.05)  # the reply and the close are here, and nobody has looked
+        reader = ResponseReader(method="POST")
+        connection.send(bytes(BIG), reader)
+    assert reader.head is not None
+    assert reader.head.status == 413
+    assert connection.gone
+    connection.close()
+    assert connection._poller.watched == 0
+
+
+def test_a_reply_that_begins_early_does_not_stop_the_request() -> None:
+    got = []
+
+    def echo(connection: Any) -> None:
+        size = len(connection.recv(1000).partition(b"\r\n\r\n")[2])
+        connection.sendall(load.STREAM_HEAD + load.chunk(b"begun"))
+        while size < BIG:
+            size += len(connection.recv(1 << 20))
+        got.append(size)
+        connection.sendall(load.chunk(b" and ended") + load.END)
+        load.request_of(connection)
+
+    transport = Transport()
+    with load.serving(echo) as url, client(transport, url) as http:
+        assert http.post("/", content=bytes(BIG)).text == "begun and ended"
+        assert transport.poller.watched == 1
+    assert got == [BIG]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_close_amid_the_request_without_a_whole_reply_is_an_error(reset: bool) -> None:
+    said = b""
+
+    def leave(connection: Any) -> None:
+        connection.recv(1000)
+        connection.sendall(said)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    transport = Transport()
+    with load.serving(leave) as url, client(transport, url) as http:
+        for text in (b"", load.answer(b"cut off")[:-3]):
+            said = text
+            with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
+                http.post("/", content=bytes(BIG))
+            assert transport.poller.watched == 0
+
+
+def test_a_server_that_does_not_read_is_a_write_timeout() -> None:
+    transport = Transport()
+    with (
+        load.serving(lambda _: gevent.sleep(60)) as url,
+        client(transport, url, timeout=0.1) as http,
+    ):
+        with pytest.raises(httpx.WriteTimeout):
+            http.post("/", content=bytes(BIG))
+        assert transport.poller.watched == 0
+
+
+def test_a_header_with_a_line_break_is_not_sent() -> None:
+    server = Counting()
+    with load.serving(server) as url, client(Transport(), url) as http:
+        for value in ("Bearer x\n", "a\r\nb: c"):
+            with pytest.raises(httpx.LocalProtocolError, match="line break"):
+                http.get("/", headers={"authorization": value})
+        assert http.post("/", content=b"line\nbreaks\n").status_code == 200
     assert server.connections == 1
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_https_of_an_unknown_ca_is_refused_unless_verify_is_off(
-    authority: dict[str, Path], verify: bool
+# --- connecting ---------------------------------------------------------------------------------
+
+
+def test_names_and_numbers_are_connected_to() -> None:
+    with load.serving(Counting()) as url:
+        for host in ("localhost", "127.0.0.1", "LOCALHOST"):
+            with client(Transport(), url.replace("127.0.0.1", host)) as http:
+                assert http.get("/").status_code == 200
+
+
+def test_ipv6_is_connected_to() -> None:
+    def answer(connection: Any, _address: object) -> None:
+        Counting()(connection)
+
+    try:
+        server = gevent.server.StreamServer(("::1", 0), answer)
+        server.start()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with client(Transport(), f"http://[::1]:{server.server_port}") as http:
+        assert http.get("/").status_code == 200
+    server.stop(timeout=0)
+
+
+def test_a_name_that_does_not_resolve_is_a_connect_error() -> None:
+    transport = Transport()
+    for host in ("no-such-host.invalid", "a" * 70 + ".invalid"):
+        with client(transport, f"http://{host}", timeout=60) as http:
+            with pytest.raises(httpx.ConnectError) as caught:
+                http.get("/")
+            assert str(caught.value)
+    assert transport.poller.watched == 0
+
+
+def test_of_several_addresses_the_first_that_answers_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = tls(authority)
-    with (
-        load.serving(Counting(), **context) as url,
-        client(Transport(verify=verify), url) as http,
-    ):
-        if not verify:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = unused.getsockname()[1]
+        find = connection_module._addresses
+        transport = Transport()
+        with load.serving(Counting()) as url, client(transport, url) as http:
+            monkeypatch.setattr(
+                connection_module,
+                "_addresses",
+                lambda host, port: [*find(host, dead), *find(host, port), *find(host, dead)],
+            )
             assert http.get("/").status_code == 200
+            assert http.get("/").status_code == 200
+            assert transport.poller.watched == 1
+        monkeypatch.setattr(connection_module, "_addresses", lambda host, _: find(host, dead) * 3)
+        with client(transport, url) as http, pytest.raises(httpx.ConnectError, match="refused"):
+            http.get("/")
+        assert transport.poller.watched == 0
+
+
+def test_no_answer_to_a_connect_is_a_connect_timeout() -> None:
+    transport = Transport()
+    with full_backlog() as unreachable, client(transport, unreachable, timeout=0.05) as http:
+        with pytest.raises(httpx.ConnectTimeout):
+            http.get("/")
+        assert transport.poller.watched == 0
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def test_the_read_timeout_is_for_each_read_of_a_live_stream() -> None:
+    def stall(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.STREAM_HEAD)
+        for _ in range(5):
+            gevent.sleep(0.15)
+            connection.sendall(load.event())
+        gevent.sleep(60)
+
+    transport, pieces = Transport(), []
+    with load.serving(stall) as url, client(transport, url, timeout=0.6) as http:
+        with http.stream("GET", "/") as response, pytest.raises(httpx.ReadTimeout):
+            pieces.extend(response.iter_raw())
+        assert transport.poller.watched == 0
+    assert len(pieces) == 5
+
+
+@pytest.mark.parametrize("then", ["garbage", "close", "nothing"])
+def test_an_idle_connection_on_which_something_happens_is_closed(then: str) -> None:
+    def after(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.answer())
+        gevent.sleep(0.01)
+        if then == "garbage":
+            connection.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        if then != "close":
+            load.request_of(connection)
+            connection.sendall(load.answer())
+
+    transport = Transport()
+    with load.serving(after) as url, client(transport, url) as http:
+        http.get("/")
+        gevent.sleep(0.05)
+        assert transport.poller.watched == (then == "nothing")
+        again = stamps_of(http.get("/"))
+        assert (again.connect_ns == 0) == (then == "nothing")
+        assert again.retries == 0
+
+
+def test_what_happened_on_an_idle_connection_is_seen_though_the_hub_had_no_turn() -> None:
+    def close(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(load.answer())
+
+    transport = Transport()
+    with load.serving(close) as url, client(transport, url) as http:
+        http.get("/")
+        (kept,) = next(iter(transport._idle.values()))
+        transport.poller.change(kept._sock.fileno(), lambda: None, mask=0)
+        gevent.sleep(0.02)
+        again = stamps_of(http.get("/"))
+    assert again.connect_ns > 0
+    assert again.retries == 0
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_bytes_after_a_reply_keep_its_connection_from_being_used_again(together: bool) -> None:
+    server = Counting()
+    reply = load.answer()
+    server.reply = reply + b"HTTP/1.1 200 OK\r\n" if together else reply
+
+    def serve(connection: Any) -> None:
+        if together:
+            server(connection)
             return
-        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+        server.connections += 1
+        load.request_of(connection)
+        connection.sendall(reply)
+        gevent.sleep(0.01)
+        connection.sendall(b"x")
+        gevent.sleep(60)
+
+    transport = Transport()
+    with load.serving(serve) as url, client(transport, url) as http:
+        for _ in range(3):
+            assert http.get("/").json() == {}
+            gevent.sleep(0.03)
+            assert transport.poller.watched == 0
+    assert server.connections == 3
+
+
+REPLIES = {
+    "103": ("GET", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + load.answer(), 200),
+    "100": ("POST", b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + load.answer(), 200),
+    "HEAD": ("HEAD", load.answer(b"x" * 10)[:-10], 200),
+    "204": ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204),
+    "304": ("GET", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 10\r\n\r\n", 304),
+    "empty": ("GET", load.answer(b""), 200),
+    "no chunks": ("GET", load.STREAM_HEAD + load.END, 200),
+}
+
+
+def test_replies_of_every_form_end_where_they_end() -> None:
+    for form, (method, reply, status) in REPLIES.items():
+        server = Counting(reply)
+        with load.serving(server) as url, client(Transport(), url) as http:
+            for whole in (True, False, True):
+                response = http.request(method, "/", extensions={WHOLE: whole})
+                assert response.status_code == status, form
+                assert stamps_of(response).retries == 0
+        assert (server.connections, server.requests) == (1, 3), form
+
+
+def test_a_body_that_only_a_close_ends_is_whole() -> None:
+    server = Counting(b"")
+
+    def serve(connection: Any) -> None:
+        load.request_of(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000)
+        gevent.sleep(0.01)
+
+    transport = Transport()
+    with load.serving(serve) as url, client(transport, url) as http:
+        for whole in (True, False):
+            assert http.get("/", extensions={WHOLE: whole}).content == b"x" * 1000
+            assert transport.poller.watched == 0
+    assert server.connections == 0
+
+
+def test_a_body_above_the_limit_is_cut_with_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "_MAX_BODY_BYTES", 1000)
+    transport = Transport()
+    for reply in (load.answer(bytes(1001)), load.STREAM_HEAD + load.event() * 20):
+        with load.serving(Counting(reply)) as url, client(transport, url) as http:
+            for whole in (True, False):
+                with pytest.raises(httpx.RemoteProtocolError, match="the 1,000 bytes allowed"):
+                    http.get("/", extensions={WHOLE: whole})
+                assert transport.poller.watched == 0
+
+
+def test_a_large_body_arrives_whole() -> None:
+    body = bytes(range(256)) * (BIG // 256)
+    with load.serving(Counting(load.answer(body))) as url, client(Transport(), url) as http:
+        for whole in (True, False):
+            assert http.get("/", extensions={WHOLE: whole}).content == body
+
+
+def test_a_response_may_be_closed_at_any_time_and_again() -> None:
+    transport = Transport()
+    with load.serving(Counting()) as url, client(transport, url) as http:
+        response = http.send(http.build_request("GET", "/"), stream=True)
+        response.close()
+        response.close()
+        assert transport.poller.watched <= 1
+        with pytest.raises(httpx.StreamClosed):
+            response.read()
+
+
+def test_two_greenlets_never_share_a_connection() -> None:
+    def echo(connection: Any) -> None:
+        while request := load.request_of(connection):
+            gevent.sleep(0.001)
+            _head, _, body = request.partition(b"\r\n\r\n")
+            connection.sendall(load.answer(body))
+
+    transport, wrong = Transport(), []
+
+    def ask(http: httpx.Client, me: int) -> None:
+        for i in range(10):
+            text = f"{me}/{i}"
+            whole = bool((me + i) % 2)
+            if http.post("/", content=text, extensions={WHOLE: whole}).text != text:
+                wrong.append(text)
+
+    with load.serving(echo) as url, client(transport, url) as http:
+        asking = [gevent.spawn(ask, http, me) for me in range(100)]
+        gevent.joinall(asking, raise_error=True)
+        assert transport.poller.watched <= 100
+    assert wrong == []
+    assert transport.poller.watched == 0
+
+
+def test_a_defect_in_reading_reaches_who_waits_and_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    feed = ResponseReader.feed
+
+    def fail(self: ResponseReader, data: bytes, t_ns: int) -> None:
+        if b"bad" in data:
+            raise LookupError("a defect")
+        feed(self, data, t_ns)
+
+    monkeypatch.setattr(ResponseReader, "feed", fail)
+    transport = Transport()
+    with (
+        load.serving(Counting()) as good,
+        load.serving(Counting(load.answer(b"bad"))) as bad,
+        client(transport, good) as http,
+    ):
+        for whole in (True, False):
+            with pytest.raises(LookupError):
+                http.get(bad, extensions={WHOLE: whole})
+            assert http.get("/").status_code == 200
+        assert transport.poller.watched == 1
+
+
+def test_thousands_of_connections_leave_nothing_behind() -> None:
+    transport = Transport()
+    server = Counting(load.answer(more=b"connection: close\r\n"))
+
+    def ask(http: httpx.Client) -> None:
+        for _ in range(100):
             http.get("/")
 
+    def left() -> int:
+        gc.collect()
+        return sum(isinstance(one, connection_module.Connection) for one in gc.get_objects())
 
-def test_all_connections_of_a_transport_share_one_ssl_context(
-    authority: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transport = Transport(verify=authority["ca"])
-    server, served = Counting(), tls(authority)
-    monkeypatch.setattr(ssl, "SSLContext", None)
-    with (
-        load.serving(server, **served) as url,
-        client(transport, url) as http,
-        http.stream("GET", "/"),
-        http.stream("GET", "/"),
-    ):
-        assert server.connections == 2
+    with load.serving(server) as url, client(transport, url) as http:
+        gevent.joinall([gevent.spawn(ask, http) for _ in range(20)], raise_error=True)
+        assert server.connections == 2000
+        assert transport.poller.watched == 0
+        assert not transport.poller._watchers
+        assert not transport._idle
+        assert left() == 0

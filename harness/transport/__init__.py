@@ -95,12 +95,14 @@ class Transport(httpx.BaseTransport):
         self.poller = Poller()
         self._clock = KernelClock() if kernel_stamps else None
         self._idle: dict[Origin, list[Connection]] = {}
-        self._stamped: bool | None = None
 
     @property
     def clock(self) -> str:
-        """Which clock stamps the reads; before the first connection, the one that is asked for."""
-        return KERNEL if self._clock is not None and self._stamped is not False else USER
+        """Which clock stamps most reads; before the first, the one that is asked for."""
+        clock = self._clock
+        if clock is None or clock.stamped < clock.unstamped:
+            return USER
+        return KERNEL
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; once more on a new connection when a kept one proves dead unanswered."""
@@ -200,9 +202,8 @@ class Transport(httpx.BaseTransport):
         try:
             with gevent.Timeout(timeout_s, httpx.ConnectTimeout("timed out")):
                 connection.open(host, port, tls=self._ssl_context if scheme == "https" else None)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter from a name that cannot be one
             raise httpx.ConnectError(str(error)) from error
-        self._stamped = connection.kernel_stamps
         return connection, False
 
     def _exchange(
@@ -297,6 +298,8 @@ def _encode(request: httpx.Request) -> bytes:
         lines += (name, b": ", value, b"\r\n")
         chunked |= name.lower() == b"transfer-encoding"
     lines.append(b"\r\n")
+    if b"".join(lines).count(b"\n") != len(request.headers.raw) + 2:
+        raise httpx.LocalProtocolError("a header holds a line break")
     assert isinstance(request.stream, httpx.SyncByteStream)
     for part in request.stream:
         if chunked and part:

@@ -34,6 +34,7 @@ class Alarm:
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
+        self._loop = gevent.get_hub().loop
         self._waiter: Waiter | None = None
         self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
         self._fd = -1
@@ -44,29 +45,46 @@ class Alarm:
             poller.add(self._fd, self._on_due)
 
     def sleep_until(self, due_ns: int) -> None:
-        """Block until `due_ns` on the monotonic clock, or until `cancel`; never for no time."""
-        if self._fd < 0:
-            gevent.sleep(max(0, due_ns - time.monotonic_ns()) / _NS)
-            return
-        self._arm(max(1, due_ns))
-        waiter = self._waiter = Waiter()
-        try:
-            waiter.get()
-        finally:
-            self._waiter = None
+        """Block until `due_ns` on the monotonic clock has come, or until `cancel`.
+
+        The hub has its turn even when `due_ns` is past.
+        """
+        while not self._sleep(due_ns) and time.monotonic_ns() < due_ns:
+            pass  # gevent's timers may be early
 
     def cancel(self) -> None:
         """Wake whoever sleeps."""
+        self._wake(cancelled=True)
+
+    def _wake(self, *, cancelled: bool = False) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._poller.soon(waiter.switch, None)
+            self._poller.soon(waiter.switch, cancelled)
 
     def close(self) -> None:
-        """Give the timer back."""
+        """Wake whoever sleeps, and give the timer back."""
+        self.cancel()
         if self._fd >= 0:
             self._poller.remove(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+    def _sleep(self, due_ns: int) -> bool:
+        """Tell whether it was `cancel` that ended it."""
+        waiter = self._waiter = Waiter()
+        timer = None
+        try:
+            if self._fd >= 0:
+                self._arm(max(1, due_ns))
+            else:
+                left_s = max(0, due_ns - time.monotonic_ns()) / _NS
+                timer = self._loop.timer(left_s)
+                timer.start(self._wake)
+            return bool(waiter.get())
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.close()
 
     def _arm(self, due_ns: int) -> None:
         setting = _Setting(_Timespec(0, 0), _Timespec(*divmod(due_ns, _NS)))
@@ -80,4 +98,4 @@ class Alarm:
             os.read(self._fd, 8)
         except BlockingIOError:
             return
-        self.cancel()
+        self._wake()

@@ -4,6 +4,9 @@ The kernel stamps arrivals with CLOCK_REALTIME; everything else here is CLOCK_MO
 between the two is sampled about once a second, since the wall clock is slewed, and may be stepped.
 A stamp that cannot be true (after the present, or before the request was sent) tells of a step: the
 offset is sampled again at once, and until it fits the present stands for the stamp.
+
+The kernel begins to stamp a moment after the first socket has asked, and ends with the last that
+did: one socket asks for as long as the process lives, or fresh connections would miss some stamps.
 """
 
 from __future__ import annotations
@@ -12,24 +15,31 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from functools import cache
 
 _RESAMPLE_NS = 1_000_000_000
 _STEP_NS = 1_000_000  # between two samples a slewed clock drifts by 0.5 ms at the very most
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module has no name for it
-_TIMESPEC = struct.Struct("@qq")
-ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
+_TIMESPEC = struct.Struct("@ll")
+_BYTES = _TIMESPEC.size
+ANCILLARY_BYTES = socket.CMSG_SPACE(_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
 
 KERNEL = "monotonic, kernel receive stamps (SO_TIMESTAMPNS)"
 USER = "monotonic, user space, after the socket read"
 
 
 class KernelClock:
-    """Turns the kernel's stamps into monotonic ns; `steps` counts jumps of the wall clock."""
+    """Turns the kernel's stamps into monotonic ns.
 
-    __slots__ = ("_offset_ns", "_sampled_ns", "steps")
+    `steps` counts jumps of the wall clock, `stamped` and `unstamped` the reads with a stamp of the
+    kernel's and without.
+    """
+
+    __slots__ = ("_offset_ns", "_sampled_ns", "stamped", "steps", "unstamped")
 
     def __init__(self) -> None:
-        self.steps = 0
+        _keep_stamping()
+        self.steps = self.stamped = self.unstamped = 0
         self._offset_ns = _offset_ns()
         self._sampled_ns = time.monotonic_ns()
 
@@ -40,7 +50,8 @@ class KernelClock:
         `since_ns` (the send) or after `now_ns` cannot be true.
         """
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
+            if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS and len(data) == _BYTES:
+                self.stamped += 1
                 if now_ns - self._sampled_ns > _RESAMPLE_NS:
                     self._sample(now_ns)
                 seconds, nanoseconds = _TIMESPEC.unpack(data)
@@ -51,6 +62,7 @@ class KernelClock:
                 self._sample(now_ns)
                 t_ns = real_ns - self._offset_ns
                 return t_ns if since_ns <= t_ns <= now_ns else now_ns
+        self.unstamped += 1
         return now_ns
 
     def _sample(self, now_ns: int) -> None:
@@ -66,6 +78,17 @@ def ask_for_stamps(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+@cache
+def _keep_stamping() -> int | None:
+    """Leave a socket open that asks for stamps; None where there is nothing to ask."""
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    with sock:
+        return sock.detach() if ask_for_stamps(sock) else None
 
 
 def _offset_ns() -> int:

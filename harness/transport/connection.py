@@ -26,9 +26,9 @@ import gevent.socket
 from gevent import monkey
 from gevent.hub import Waiter
 
-from harness.http1 import ProtocolViolation, ResponseReader
+from harness.http1 import ProtocolViolation, ResponseReader, Truncated
 from harness.transport.clock import ANCILLARY_BYTES, KernelClock, ask_for_stamps
-from harness.transport.poller import READ, WRITE, Poller
+from harness.transport.poller import READ, WRITE, Handler, Poller
 
 _Socket = monkey.get_original("socket", "socket")
 _getaddrinfo = monkey.get_original("socket", "getaddrinfo")
@@ -49,13 +49,14 @@ class Connection:
         "_incoming",
         "_outgoing",
         "_poller",
+        "_sending",
         "_sock",
         "_tls",
+        "_unsent",
         "_waiter",
         "_want",
         "connect_ns",
         "gone",
-        "kernel_stamps",
         "reader",
         "sent_ns",
     )
@@ -69,9 +70,10 @@ class Connection:
         self._outgoing = ssl.MemoryBIO()
         self._waiter: Waiter | None = None
         self._want = _ANYTHING
+        self._sending = False
+        self._unsent = b""  # of what TLS has to say by itself
         self._error: Exception | None = None
         self.gone = False
-        self.kernel_stamps = False
         self.reader: ResponseReader | None = None
         self.sent_ns = 0
         self.connect_ns = 0
@@ -99,15 +101,29 @@ class Connection:
         return not self.gone
 
     def send(self, data: bytes, reader: ResponseReader) -> None:
-        """Send a request whole; `sent_ns` is stamped right before its first byte is handed over."""
+        """Send a request; `sent_ns` is stamped right before its first byte is handed over.
+
+        It is sent whole, unless the reply is complete before: then the rest is not sent, and the
+        connection is `gone`.
+        """
         self.reader = reader
-        self._error = None
         self._want = _ANYTHING
+        self.sent_ns = time.monotonic_ns()
+        if self._sock is None:
+            raise self._error or ConnectionResetError("the connection was closed")
+        self._error = None
         if self._tls is not None:
             self._tls.write(data)
-            data = self._outgoing.read()
-        self.sent_ns = time.monotonic_ns()
-        self._send_all(data)
+            data = self._unsent + self._outgoing.read()
+            self._unsent = b""
+            self.sent_ns = time.monotonic_ns()
+        self._sending = True
+        try:
+            self._send_all(data, self._on_ready)
+        finally:
+            self._sending = False
+        if self._outgoing.pending:
+            self._say()
 
     def wait_whole(self) -> None:
         """Block until the reply is complete."""
@@ -160,33 +176,34 @@ class Connection:
 
     def _on_ready(self) -> None:
         reader = self.reader
-        if reader is None or reader.complete:
-            self._on_idle()
+        try:
+            if reader is None or reader.complete:
+                self._on_idle()
+                return
+            self._receive(reader)
+        except Exception as error:  # noqa: BLE001 - who waits must hear of it, whatever it is
+            self._fail(error)
             return
+        if self._want == _ANYTHING or self._is_there():
+            self._wake()
+
+    def _receive(self, reader: ResponseReader) -> bool:
+        """Feed what one read brings; False when there is nothing to read now."""
         try:
             data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, ANCILLARY_BYTES)
         except (BlockingIOError, InterruptedError):
-            data = None
-        except OSError as error:
-            self._fail(error)
-            return
-        if data is not None:
-            now_ns = time.monotonic_ns()
-            clock = self._clock
-            t_ns = clock.stamp(ancillary, now_ns, self.sent_ns) if clock else now_ns
-            try:
-                if self._tls is not None:
-                    self._decrypt(reader, data, t_ns)
-                elif data:
-                    reader.feed(data, t_ns)
-                else:
-                    self.gone = True
-                    reader.eof(t_ns)
-            except (ProtocolViolation, OSError) as error:
-                self._fail(error)
-                return
-        if self._want == _ANYTHING or self._is_there():
-            self._wake()
+            return False
+        t_ns = time.monotonic_ns()
+        if data and self._clock is not None:
+            t_ns = self._clock.stamp(ancillary, t_ns, self.sent_ns)
+        if self._tls is not None:
+            self._decrypt(reader, data, t_ns)
+        elif data:
+            reader.feed(data, t_ns)
+        else:
+            self.gone = True
+            reader.eof(t_ns)
+        return True
 
     def _on_idle(self) -> None:
         """Nobody asked: the other side has closed, or says what it must not; either way it is over.
@@ -194,45 +211,61 @@ class Connection:
         With TLS it may be a late ticket of the handshake.
         """
         try:
-            data = self._sock.recv(_READ_BYTES)
-            if data and self._tls is not None:
+            while (data := self._sock.recv(_READ_BYTES)) and self._tls is not None:
                 self._incoming.write(data)
-                with suppress(ssl.SSLWantReadError):
+                try:
                     self._tls.read(1)
-                    self.close()
-                return
+                except ssl.SSLWantReadError:
+                    continue
+                break
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            pass
+        except OSError as error:
+            self._error = error
         self.close()
 
     def _decrypt(self, reader: ResponseReader, data: bytes, t_ns: int) -> None:
         """Feed what one read of the socket holds as one piece, whatever the records in it."""
+        plain, end = self._unwrap(data)
+        if plain:
+            reader.feed(plain, t_ns)
+        if self._outgoing.pending and not self._sending:
+            self._say()
+        if end is None:
+            return
+        self.gone = True
+        if reader.complete:
+            return
+        if isinstance(end, ssl.SSLEOFError):
+            if reader.head is not None:  # anyone may have cut it, even a body that a close ends
+                raise Truncated("closed inside the body, without TLS's close_notify")
+        elif not isinstance(end, ssl.SSLZeroReturnError):
+            raise end
+        reader.eof(t_ns)
+
+    def _unwrap(self, data: bytes) -> tuple[bytes, ssl.SSLError | None]:
+        """Return what can be decrypted now, and what ended the stream, if it has ended."""
         assert self._tls is not None
-        plain: list[bytes] = []
-        ended = not data
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
+        plain: list[bytes] = []
         try:
             while part := self._tls.read(_READ_BYTES):
                 plain.append(part)
-            ended = True
+            end: ssl.SSLError | None = ssl.SSLZeroReturnError()
         except ssl.SSLWantReadError:
-            pass
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            ended = True
-        if plain:
-            reader.feed(b"".join(plain), t_ns)
-        if self._outgoing.pending:
-            with suppress(BlockingIOError):
-                self._sock.send(self._outgoing.read())
-        if ended:
-            self.gone = True
-            if not reader.complete:
-                reader.eof(t_ns)
+            end = None
+        except ssl.SSLError as found:
+            end = found
+        return b"".join(plain), end
+
+    def _say(self) -> None:
+        """Send what TLS has to say by itself, such as a new key; a request under way goes first."""
+        self._unsent += self._outgoing.read()
+        with suppress(OSError):  # what is left goes with the next request; errors show in reading
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
 
     def _fail(self, error: Exception) -> None:
         self._error = error
@@ -248,25 +281,24 @@ class Connection:
 
     def _connect(self, sock: Any, address: Any) -> None:
         self._sock = sock
-        sock.setblocking(False)
-        sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-        self.kernel_stamps = self._clock is not None and ask_for_stamps(sock)
-        self._poller.add(sock.fileno(), self._wake, mask=WRITE)
         self.gone = False
         try:
-            with suppress(BlockingIOError):
+            sock.setblocking(False)
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            if self._clock is not None:
+                ask_for_stamps(sock)
+            self._poller.add(sock.fileno(), self._wake, mask=WRITE)
+            try:
                 sock.connect(address)
-                return
-            self._wait()
-            code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
-            if code:
-                raise OSError(code, strerror(code))
+            except BlockingIOError:
+                self._wait()
+                code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
+                if code:
+                    raise OSError(code, strerror(code)) from None
         except BaseException:
             self.close()
             raise
-        finally:
-            if self._sock is not None:
-                self._poller.change(sock.fileno(), self._on_ready, mask=READ)
+        self._poller.change(sock.fileno(), self._on_ready, mask=READ)
 
     def _shake_hands(self, context: ssl.SSLContext, host: str) -> None:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
@@ -279,11 +311,13 @@ class Connection:
                 except ssl.SSLWantReadError:
                     done = False
                 if self._outgoing.pending:
-                    self._send_all(self._outgoing.read())
+                    self._send_all(self._outgoing.read(), self._wake)
                 if done:
                     break
                 self._receive_handshake()
         except BaseException:
+            if self._outgoing.pending:
+                self._say()  # tells the other side why
             self.close()
             raise
         self._poller.change(self._sock.fileno(), self._on_ready, mask=READ)
@@ -300,18 +334,37 @@ class Connection:
             self._incoming.write(data)
             return
 
-    def _send_all(self, data: bytes) -> None:
+    def _send_all(self, data: bytes, handler: Handler) -> None:
+        """Send all, or less if the reply is complete before; `handler` is for what comes in."""
         view = memoryview(data)
         while view:
+            reader = self.reader
+            if reader is not None and reader.complete:
+                self.gone = True  # half a request stands in the way of another
+                return
             if self._sock is None:
                 raise self._error or ConnectionResetError("the connection was closed")
             try:
                 view = view[self._sock.send(view) :]
             except (BlockingIOError, InterruptedError):
-                self._poller.change(self._sock.fileno(), self._on_ready, mask=READ | WRITE)
-                self._wait()
-                if self._sock is not None:
-                    self._poller.change(self._sock.fileno(), self._on_ready, mask=READ)
+                self._wait_for_room(handler)
+            except OSError:
+                if reader is None or not self._was_answered(reader):
+                    raise
+
+    def _wait_for_room(self, handler: Handler) -> None:
+        fd = self._sock.fileno()
+        self._poller.change(fd, handler, mask=READ | WRITE)
+        self._wait()
+        if self._sock is not None:
+            self._poller.change(fd, handler, mask=READ)
+
+    def _was_answered(self, reader: ResponseReader) -> bool:
+        """Read what came before the other side stopped listening; True if it is a whole reply."""
+        with suppress(OSError, ProtocolViolation):
+            while not reader.complete and not self.gone and self._receive(reader):
+                pass
+        return reader.complete
 
 
 def _addresses(host: str, port: int) -> Any:

@@ -31,7 +31,10 @@ def _epoll() -> Any:
 
 
 class Poller:
-    """Calls `handler()` in the hub whenever its file descriptor is ready. It must not block."""
+    """Calls `handler()` in the hub whenever its file descriptor is ready. It must not block.
+
+    A handler that raises is a defect: the hub prints it, and its descriptor is watched no longer.
+    """
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
@@ -44,11 +47,11 @@ class Poller:
 
     def add(self, fd: int, handler: Handler, *, mask: int = READ) -> None:
         """Watch a descriptor that is not watched yet."""
-        self._handlers[fd] = handler
         if self._epoll is not None:
             self._epoll.register(fd, mask)
         else:
-            self._watch(fd, mask)
+            self._watch(fd, handler, mask)
+        self._handlers[fd] = handler
 
     def change(self, fd: int, handler: Handler, *, mask: int = READ) -> None:
         """Watch it for something else."""
@@ -56,15 +59,16 @@ class Poller:
         if self._epoll is not None:
             self._epoll.modify(fd, mask)
         else:
-            self._watch(fd, mask)
+            self._watch(fd, handler, mask)
 
     def remove(self, fd: int) -> None:
-        """Watch it no longer; to be called before it is closed."""
-        del self._handlers[fd]
+        """Watch it no longer, if it is watched; to be called before it is closed."""
+        if self._handlers.pop(fd, None) is None:
+            return
         if self._epoll is not None:
             self._epoll.unregister(fd)
         else:
-            self._watchers.pop(fd).stop()
+            self._watchers.pop(fd).close()
 
     @property
     def watched(self) -> int:
@@ -77,14 +81,27 @@ class Poller:
 
     def _turn(self) -> None:
         handlers = self._handlers
-        for fd, _ in self._epoll.poll(0, _BATCH):
-            handler = handlers.get(fd)
-            if handler is not None:
-                handler()
+        for fd, handler in [(fd, handlers.get(fd)) for fd, _ in self._epoll.poll(0, _BATCH)]:
+            if handler is not None and handlers.get(fd) is handler:  # not removed by one before it
+                try:
+                    handler()
+                except BaseException as error:  # noqa: BLE001 - gevent would stop the one watcher
+                    self._report(fd, handler, error)
 
-    def _watch(self, fd: int, mask: int) -> None:
+    def _report(self, fd: int, handler: Handler, error: BaseException) -> None:
+        if isinstance(error, Exception):  # it would be raised again at every turn
+            self.remove(fd)
+        self._hub.handle_error(handler, type(error), error, error.__traceback__)
+
+    def _call(self, fd: int, handler: Handler) -> None:
+        try:
+            handler()
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._report(fd, handler, error)
+
+    def _watch(self, fd: int, handler: Handler, mask: int) -> None:
         if fd in self._watchers:
-            self._watchers[fd].stop()
+            self._watchers[fd].close()
         wanted = (_GEVENT_READ if mask & READ else 0) | (_GEVENT_WRITE if mask & WRITE else 0)
         watcher = self._watchers[fd] = self._hub.loop.io(fd, wanted)
-        watcher.start(self._handlers[fd])
+        watcher.start(self._call, fd, handler)
