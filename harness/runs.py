@@ -180,6 +180,7 @@ def _close(folder: RunFolder, ended: Ended, plan: Plan) -> None:
         lost_reports=ended.lost_reports,
         first_failure=masked(plan, ended.first_failure or "") or None,
         retries=ended.retries,
+        clock=" and ".join(sorted(ended.clocks)) or folder.run.get("clock"),
     )
     folder.close()
 

@@ -126,7 +126,7 @@ def test_a_report_that_never_came_is_counted_as_lost() -> None:
     merger, ended = collect._Merger(2), Ended()
     for index in (0, 2):
         merger.add(0, Report(index))
-    done = frames.Done(reports=3, interrupted=False, first_failure=None, retries=0)
+    done = frames.Done(reports=3, interrupted=False, first_failure=None, retries=0, clock="one")
     Workers._note(Any, ended, merger, 0, done)  # type: ignore[arg-type]
     assert ended.lost_reports == 1
 

@@ -41,6 +41,7 @@ class Ended:
     lost_reports: int = 0
     first_failure: str | None = None
     retries: int = 0
+    clocks: set[str] = field(default_factory=set)
 
 
 class Workers:
@@ -168,6 +169,7 @@ class Workers:
         ended.lost_reports += done.reports - merger.received(number)
         ended.first_failure = ended.first_failure or done.first_failure
         ended.retries += done.retries
+        ended.clocks.add(done.clock)
         merger.close(number)
 
     def _spawn(self) -> subprocess.Popen[bytes]:

@@ -76,6 +76,7 @@ class Done:
     interrupted: bool
     first_failure: str | None
     retries: int
+    clock: str
 
 
 def encode(frame: object) -> bytes:

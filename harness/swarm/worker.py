@@ -136,6 +136,7 @@ class Worker:
                 interrupted=self.interrupted,
                 first_failure=self._run.first_failure,
                 retries=self._run.retries,
+                clock=self.clock,
             )
         )
 
