@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint format real docs example setup lock clean
+.PHONY: demo test lint format real bench docs example setup lock clean
 
 demo: $(READY)  ## run the main job on the embedded endpoint, leave a report
 	$(BIN)/harness run locustfiles/chat.yaml
@@ -23,6 +23,14 @@ format: $(READY)
 
 real: $(READY)  ## run plans against a real model server (llama.cpp with SmolLM2-135M)
 	$(BIN)/python tests/real/run.py
+
+bench: $(READY) .bench/.ready  ## speed and exactness against other clients; writes docs/benchmarks.md
+	$(BIN)/python tests/bench/run.py
+
+.bench/.ready:
+	$(PYTHON) -m venv .bench/venv
+	.bench/venv/bin/python -m pip install --quiet --disable-pip-version-check aiohttp uvloop
+	touch $@
 
 setup: $(READY)
 

@@ -1,0 +1,396 @@
+"""What `run.py` measures: each function is one repeat with one client, each table a `Measurement`.
+
+The error of a token's time is the client's stamp less the server's, taken right before its send.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import truth
+
+HERE = Path(__file__).resolve().parent
+OTHER_PYTHON = HERE.parents[1] / ".bench" / "venv" / "bin" / "python"  # aiohttp and uvloop alone
+_CLIENT_TIMEOUT_S = 180
+
+Values = dict[str, float]
+
+
+class Cores(NamedTuple):
+    client: int
+    server: int
+
+
+# Running one client
+
+
+def run_client(name: str, cores: Cores, folder: Path, **options: Any) -> dict[str, Any]:
+    """Run a client to its end; returns what it found. RuntimeError when it failed."""
+    python = OTHER_PYTHON if name == "streams_aiohttp" else Path(sys.executable)
+    out = folder / "result.json"
+    words = [str(python), str(HERE / "clients.py"), name]
+    given = {**options, "cpu": cores.client, "folder": str(folder)}
+    try:
+        done = subprocess.run(
+            [*words, json.dumps(given), str(out)],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_CLIENT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{name} did not end within {_CLIENT_TIMEOUT_S} s") from None
+    if done.returncode != 0:
+        said = done.stdout.decode(errors="replace").strip().splitlines()[-12:]
+        raise RuntimeError(f"{name} ended with code {done.returncode}: " + "\n".join(said))
+    return json.loads(out.read_bytes())
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _hog(core: int) -> Iterator[None]:
+    """Keep a core busy with something else."""
+    code = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        try:
+            yield
+        finally:
+            child.kill()
+
+
+def _certificate(folder: Path) -> tuple[str, str]:
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    options = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
+    who = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", *options.split(), *who, "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+# What is measured; each function is one repeat with one client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Streams, each with a token every 20 ms."""
+
+    events_per_s: int
+    seconds: float = 3
+    lead_s: float = 1
+    gap_us: int = 20_000
+
+    @property
+    def options(self) -> dict[str, float]:
+        return {
+            "streams": self.events_per_s * self.gap_us // 1_000_000,
+            "gap_us": self.gap_us,
+            "tokens": int(self.seconds * 1e6 / self.gap_us),
+            "lead_s": self.lead_s,
+        }
+
+
+def token_times(
+    client: str,
+    load: Load,
+    cores: Cores,
+    *,
+    hog: bool = False,
+    tls: bool = False,
+    kernel_stamps: bool = True,
+) -> Values:
+    """Errors of token stamps in µs (stamp minus the server's, right before its send), and CPU."""
+    with _scratch() as folder, contextlib.ExitStack() as stack:
+        dump = folder / "truth.bin"
+        pair = _certificate(folder) if tls else None
+        url = stack.enter_context(truth.running(cpu=cores.server, dump=dump, tls=pair))
+        if hog:
+            stack.enter_context(_hog(cores.client))
+        found = run_client(
+            client,
+            cores,
+            folder,
+            url=url,
+            cert=pair and pair[0],
+            kernel_stamps=kernel_stamps,
+            **load.options,
+        )
+        stack.close()
+        return _errors(found, truth.read_truth(dump), load, in_time=not hog)
+
+
+def _errors(found: dict[str, Any], kept: truth.Truth, load: Load, *, in_time: bool) -> Values:
+    errors, sends = [], []
+    if len(found["stamps"]) != load.options["streams"]:
+        raise RuntimeError(f"{len(found['stamps'])} streams of {load.options['streams']} ended")
+    for name, stamps in found["stamps"].items():
+        reply = kept[name]
+        before, after = reply.before_ns[reply.tokens], reply.after_ns[reply.tokens]
+        if len(stamps) != len(before):
+            raise RuntimeError(f"{len(stamps)} tokens of {len(before)} came in {name}")
+        errors.append(np.array(stamps) - before)
+        sends.append(after - before)
+    if in_time and max(reply.received_ns for reply in kept.values()) > found["mark_ns"]:
+        raise RuntimeError("the streams did not all begin before the first token was due")
+    error_us, send_us = np.concatenate(errors) / 1000, np.concatenate(sends) / 1000
+    p50, p99, p999 = np.quantile(error_us, (0.5, 0.99, 0.999))
+    values = {
+        "p50": p50,
+        "p99": p99,
+        "p99.9": p999,
+        "max": error_us.max(),
+        "cpu_us": found["cpu_s"] * 1e6 / len(error_us),
+        "send_p50": np.quantile(send_us, 0.5),
+        "send_p99": np.quantile(send_us, 0.99),
+    }
+    if found["merged"] is not None:
+        values["merged_percent"] = 100 * found["merged"] / len(error_us)
+    return {name: float(value) for name, value in values.items()}
+
+
+REPLIES = {"users": 100, "seconds": 19.5}
+
+
+def replies(client: str, cores: Cores) -> Values:
+    """Times of replies in ms, as reported minus as written by the server; CPU s per 1,000."""
+    with _scratch() as folder:
+        dump = folder / "truth.bin"
+        server = {"ttft_us": 50_000, "gap_us": 20_000, "tokens": 100}
+        load = f"{{ name: steady, concurrency: {REPLIES['users']}, for: {REPLIES['seconds']}s }}"
+        with truth.running(cpu=cores.server, dump=dump, **server) as url:
+            found = run_client(client, cores, folder, url=url, load=load, **REPLIES)
+        kept = truth.read_truth(dump)
+    matched = (_by_end if client.endswith("harness") else _by_name)(found["rows"], kept)
+    n = len(found["rows"])
+    values = {
+        "replies": n,
+        "cpu_s": found["cpu_s"] * 1000 / n,
+        "pss_mb": found["pss_mb"],
+    }
+    for name, errors in matched.items():
+        values[f"{name}_p50"], values[f"{name}_p99"] = np.quantile(errors, (0.5, 0.99)) / 1e6
+    if found.get("token_events"):
+        values["merged_percent"] = 100 * found["merged"] / found["token_events"]
+    return {name: float(value) for name, value in values.items()}
+
+
+def _by_name(rows: list[list[Any]], kept: truth.Truth) -> dict[str, np.ndarray]:
+    pairs = [(ttft - _ttft(kept[name]), e2e - _e2e(kept[name])) for name, ttft, e2e in rows]
+    return dict(zip(("ttft", "e2e"), np.array(pairs).T, strict=True))
+
+
+def _by_end(rows: list[list[int]], kept: truth.Truth) -> dict[str, np.ndarray]:
+    """Pair what was recorded with what was written, by the order in which the replies ended.
+
+    The server writes one after the other and on loopback the kernel stamps within its send, so that
+    the orders are the same. It is checked that every pair can be one.
+    """
+    rows = sorted(rows)
+    written = sorted(kept.values(), key=lambda reply: int(reply.before_ns[-1]))
+    if len(rows) != len(written):
+        raise RuntimeError(f"{len(rows)} replies were recorded, {len(written)} written")
+    pairs = []
+    for (end_ns, *times), reply in zip(rows, written, strict=True):
+        if end_ns < reply.before_ns[-1] or end_ns - times[1] > reply.received_ns:
+            raise RuntimeError("the replies recorded cannot be paired with those written")
+        true = (_ttft(reply), _e2e(reply)) * 2
+        pairs.append([a - b for a, b in zip(times, true, strict=True)])
+    names = ("ttft", "e2e", "planned_ttft", "planned_e2e")
+    return dict(zip(names, np.array(pairs).T, strict=True))
+
+
+def _ttft(reply: truth.Reply) -> int:
+    return int(reply.before_ns[reply.tokens][0]) - reply.received_ns
+
+
+def _e2e(reply: truth.Reply) -> int:
+    return int(reply.before_ns[-1]) - reply.received_ns
+
+
+def short_requests(client: str, cores: Cores, *, call: str | None = None) -> Values:
+    """Short requests a second."""
+    users, seconds = 50, 3
+    load = f"{{ name: steady, concurrency: {users}, for: {seconds}s }}"
+    with _scratch() as folder, truth.running(cpu=cores.server) as url:
+        found = run_client(
+            client, cores, folder, url=url, load=load, users=users, seconds=seconds, call=call
+        )
+    return {
+        "per_s": found["requests"] / seconds,
+        "cpu_us": found["cpu_s"] * 1e6 / found["requests"],
+    }
+
+
+def arrivals(client: str, cores: Cores, *, call: str) -> Values:
+    """How late a request left that was planned, in µs, at 1000/s."""
+    load = (
+        "{ name: warmup, arrivals: constant 1000/s, for: 1s, record: false },"
+        " { name: steady, arrivals: constant 1000/s, for: 5s }"
+    )
+    with _scratch() as folder, truth.running(cpu=cores.server) as url:
+        return run_client(client, cores, folder, url=url, load=load, call=call)
+
+
+def recorder(client: str, cores: Cores) -> Values:
+    """What a sample costs in ns, and the worker's memory early and late."""
+    with _scratch() as folder:
+        return run_client(client, cores, folder, samples=10_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One table: what is run with each client, by the client's name in the table."""
+
+    title: str
+    clients: Mapping[str, Callable[[Cores], Values]]
+    columns: Mapping[str, str]
+    """Headings of the values shown."""
+    ratios: Mapping[str, str] = field(default_factory=dict)
+    """Headings of values shown as multiples of the first client's."""
+
+
+_STAMPS = {"p50": "p50 µs", "p99": "p99 µs", "p99.9": "p99.9 µs", "max": "max µs"}
+_TIMES = {"p99": "p99 ÷ harness's"}
+_TIMES_CPU = {**_TIMES, "cpu_us": "CPU ÷ harness's"}
+_EVENTS = {**_STAMPS, "merged_percent": "merged %", "cpu_us": "CPU µs/event"}
+HARNESS, HTTPX, FAST, AIO = "harness", "httpx", "FastHttpUser", "aiohttp + uvloop"
+BY_CLIENT, BY_CALL = "harness, `self.client`", "harness, `self.predict`"
+HTTPX_ALONE = "httpx alone: no Locust, no network"
+USER_CLOCK = "harness, stamps in user space"
+_MANY = partial(Load, seconds=2, lead_s=4)
+
+
+def _streams(client: str, load: Load, **how: bool) -> Callable[[Cores], Values]:
+    return lambda cores: token_times(f"streams_{client}", load, cores, **how)
+
+
+_QUIET, _HOGGED, _TLS = (
+    Load(events_per_s=10_000),
+    Load(events_per_s=10_000, lead_s=3),
+    Load(events_per_s=10_000, lead_s=2),
+)
+
+MEASUREMENTS = {
+    "tokens-10k": Measurement(
+        title="Error of a token's time at 10,000 events/s (200 streams)",
+        clients={
+            HARNESS: _streams("harness", _QUIET),
+            HTTPX: _streams("httpx", _QUIET),
+            FAST: _streams("fasthttp", _QUIET),
+            AIO: _streams("aiohttp", _QUIET),
+        },
+        columns=_EVENTS,
+        ratios=_TIMES_CPU,
+    ),
+    "tokens-80k": Measurement(
+        title="The same at 80,000 events/s (1,600 streams)",
+        clients={
+            HARNESS: _streams("harness", _MANY(events_per_s=80_000)),
+            HTTPX: _streams("httpx", _MANY(events_per_s=80_000, lead_s=6)),
+            FAST: _streams("fasthttp", _MANY(events_per_s=80_000)),
+            AIO: _streams("aiohttp", _MANY(events_per_s=80_000)),
+        },
+        columns=_EVENTS,
+        ratios=_TIMES_CPU,
+    ),
+    "capacity": Measurement(
+        title="The harness at other rates",
+        clients={
+            f"{rate:,} events/s": _streams("harness", _MANY(events_per_s=rate))
+            for rate in (40_000, 60_000, 100_000)
+        },
+        columns=_EVENTS,
+    ),
+    "hog": Measurement(
+        title="10,000 events/s with a busy program on the client's core",
+        clients={
+            HARNESS: _streams("harness", _HOGGED, hog=True),
+            USER_CLOCK: _streams("harness", _HOGGED, hog=True, kernel_stamps=False),
+            HTTPX: _streams("httpx", _HOGGED, hog=True),
+        },
+        columns={**_STAMPS, "merged_percent": "merged %"},
+        ratios=_TIMES,
+    ),
+    "tls": Measurement(
+        title="10,000 events/s over TLS",
+        clients={
+            HARNESS: _streams("harness", _TLS, tls=True),
+            HTTPX: _streams("httpx", _TLS, tls=True),
+        },
+        columns=_EVENTS,
+        ratios=_TIMES_CPU,
+    ),
+    "replies": Measurement(
+        title="The whole tool: 100 users, 1,000 replies of 100 tokens (TTFT 50 ms, gap 20 ms);"
+        " reported minus true",
+        clients={
+            HARNESS: partial(replies, "replies_harness"),
+            FAST: partial(replies, "replies_fasthttp"),
+        },
+        columns={
+            "ttft_p50": "TTFT p50 ms",
+            "ttft_p99": "TTFT p99 ms",
+            "e2e_p50": "E2E p50 ms",
+            "e2e_p99": "E2E p99 ms",
+            "planned_ttft_p99": "TTFT from plan p99 ms",
+            "planned_e2e_p99": "E2E from plan p99 ms",
+            "merged_percent": "merged %",
+            "cpu_s": "CPU s",
+            "pss_mb": "memory MB",
+        },
+        ratios={"cpu_s": "CPU ÷ harness's"},
+    ),
+    "short": Measurement(
+        title="Short requests, one a task, 50 users",
+        clients={
+            BY_CLIENT: partial(short_requests, "short_harness", call="client"),
+            BY_CALL: partial(short_requests, "short_harness", call="predict"),
+            FAST: partial(short_requests, "short_fasthttp"),
+            HTTPX_ALONE: partial(short_requests, "short_httpx"),
+        },
+        columns={"per_s": "requests/s", "cpu_us": "CPU µs/request"},
+        ratios={"per_s": "requests/s ÷ `self.client`'s"},
+    ),
+    "arrivals": Measurement(
+        title="How late a planned request is sent, constant 1,000/s",
+        clients={
+            BY_CALL: partial(arrivals, "arrivals_harness", call="predict"),
+            BY_CLIENT: partial(arrivals, "arrivals_harness", call="client"),
+        },
+        columns={
+            "p50": "p50 µs",
+            "p99": "p99 µs",
+            "p99.9": "p99.9 µs",
+            "begun_p50": "its task begins, p50 µs",
+            "begun_p99": "p99 µs",
+        },
+    ),
+    "record": Measurement(
+        title="Recording 10 M samples (hdrh alone: 0.5 M)",
+        clients={
+            HARNESS: partial(recorder, "record_harness"),
+            "hdrh": partial(recorder, "record_hdrh"),
+        },
+        columns={
+            "ns": "ns/sample",
+            "early_mb": "MB after 100 k",
+            "late_mb": "MB after 10 M",
+        },
+        ratios={"ns": "÷ harness's"},
+    ),
+}

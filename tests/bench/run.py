@@ -1,0 +1,264 @@
+"""What the harness costs and how exact it is, against other clients in the same run: `make bench`.
+
+    python tests/bench/run.py [NAME ...]     without names: everything, and docs/benchmarks.md
+
+The exact server (`truth.c`) has one core, the client (`clients.py`) another; every client is a
+process of its own and is run three times, in turn with the others. A missed goal is a line in the
+table; the command fails only when something could not be measured.
+"""
+
+# ruff: noqa: T201 - what it found is for people to read
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import truth
+from goals import Goal, goals, number
+from measurements import (
+    HARNESS,
+    HERE,
+    MEASUREMENTS,
+    OTHER_PYTHON,
+    REPLIES,
+    Cores,
+    Values,
+)
+
+import harness
+
+ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+REPEATS = 3
+
+# Running it all
+
+
+@dataclass(slots=True)
+class Bench:
+    """What was found, by measurement and client one entry a repeat; and what could not be."""
+
+    cores: Cores
+    repeats: int = REPEATS
+    found: dict[tuple[str, str], list[Values]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def run(self, name: str) -> None:
+        measurement = MEASUREMENTS[name]
+        for repeat in range(self.repeats):
+            for client, once in measurement.clients.items():
+                began = time.monotonic()
+                try:
+                    values = once(self.cores)
+                except (
+                    RuntimeError,
+                    OSError,
+                    subprocess.SubprocessError,
+                    ValueError,
+                    LookupError,
+                ) as error:
+                    self.broken.append(f"{name}, {client}: {error}")
+                    print(f"NOT MEASURED  {self.broken[-1]}", file=sys.stderr, flush=True)
+                    continue
+                self.found.setdefault((name, client), []).append(values)
+                shown = "  ".join(
+                    f"{heading} {number(values[key])}"
+                    for key, heading in measurement.columns.items()
+                    if key in values
+                )
+                took = time.monotonic() - began
+                print(
+                    f"{name} {repeat + 1}/{self.repeats} {client}: {shown}  ({took:.0f} s)",
+                    flush=True,
+                )
+
+    def goal_values(self, goal: Goal) -> list[float] | None:
+        """Return the goal's value in each repeat; None unless all could be measured."""
+
+        def get(repeat: int, measurement: str, client: str, name: str) -> float:
+            return self.found[measurement, client][repeat][name]
+
+        try:
+            return [goal.of(partial(get, repeat)) for repeat in range(self.repeats)]
+        except (KeyError, IndexError):
+            return None
+
+    def median_of(self, measurement: str, client: str, name: str) -> float:
+        return median(values[name] for values in self.found[measurement, client])
+
+
+# The page
+
+_INTRO = """\
+# Benchmarks
+
+Written by `make bench` (`tests/bench/run.py`), never by hand. A small C program
+(`tests/bench/truth.c`) streams events at exact times and writes down when it sent each; it has one
+core, the client another. Every client is a process of its own and is run {repeats} times, in turn with
+the others; shown is the median, in brackets the least and the greatest. The absolute figures are
+this machine's; the ratios are of one run.
+"""
+_NOTES = """\
+- The error of a token's time is the client's stamp less the server's, taken right before its
+  `send()`. The send itself lasts {send}; so far the truth is uncertain.
+- Every client decodes what it read, the harness after each stream, the others every event's JSON
+  after all streams; CPU counts from the moment when all requests are sent to the last token decoded.
+- httpx (under gevent, `iter_lines`) and FastHttpUser have a client for each stream, as each of their
+  users has; aiohttp has one session. They stamp each event when they are given it.
+- A read that holds several events has one stamp, that of the last: the others are *merged*, and the
+  harness counts them.
+- Whole tool: a worker's scenario, users, dispatcher and recorder, its reports packed for the parent;
+  a closed loop of {users} users for {seconds} s, with what runs then. Its times are `service_ttft` and
+  `service`, from sent; the columns "from plan" are `ttft` and `e2el`, which count the harness's own
+  delay in. True is from the request's last byte read to the token's send. FastHttpUser's times are
+  from before its call; it looks for the first token in the bytes and decodes nothing.
+- CPU s are of the load alone, without start-up, for 1,000 replies. Memory is PSS at the end.
+- Short requests: a task makes one request, in a closed loop; both sides record it.
+- aiperf and guidellm are not measured here, so neither is the goal of 1/6 of aiperf's CPU.
+"""
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    middle, least, most = (number(x) for x in (median(values), min(values), max(values)))
+    return middle if least == most else f"{middle} ({least}–{most})"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def goals_table(bench: Bench, names: Sequence[str]) -> str:
+    rows, why = [], []
+    for goal in goals():
+        if goal.needs not in names:
+            continue
+        values = bench.goal_values(goal)
+        if values is None:
+            rows.append([goal.text, goal.bound, "not measured", ""])
+            continue
+        ok = goal.holds(median(values))
+        rows.append([goal.text, goal.bound, spread(values), "ok" if ok else "**missed**"])
+        if not ok and goal.why:
+            why.append(f"- Missed: {goal.text}. {goal.why(bench.median_of)}")
+    text = table(["goal", "limit", "measured", ""], rows)
+    return text + ("\n\n" + "\n".join(why) if why else "")
+
+
+def details(bench: Bench, name: str) -> str:
+    measurement = MEASUREMENTS[name]
+    first = next(iter(measurement.clients))
+    rows = []
+    for client in measurement.clients:
+        repeats = bench.found.get((name, client), [])
+        cells = [
+            spread([values[key] for values in repeats])
+            if repeats and all(key in values for values in repeats)
+            else "–"
+            for key in measurement.columns
+        ]
+        for key in measurement.ratios:
+            with contextlib.suppress(KeyError):
+                ratio = bench.median_of(name, client, key) / bench.median_of(name, first, key)
+                cells.append(number(ratio))
+        rows.append([client, *cells])
+    headings = ["", *measurement.columns.values(), *measurement.ratios.values()]
+    rows = [row + ["–"] * (len(headings) - len(row)) for row in rows]
+    return f"### {measurement.title}\n\n{table(headings, rows)}"
+
+
+def page(bench: Bench, names: Sequence[str], about: str) -> str:
+    sends = [
+        (values["send_p50"], values["send_p99"])
+        for values in bench.found.get(("tokens-10k", HARNESS), [])
+    ]
+    send = "an unknown time"
+    if sends:
+        p50, p99 = (median(column) for column in zip(*sends, strict=True))
+        send = f"{number(p50)} µs (p50; p99 {number(p99)} µs)"
+    notes = _NOTES.format(send=send, **REPLIES)
+    broken = "".join(f"- Not measured: {one.splitlines()[0]}\n" for one in bench.broken)
+    parts = [
+        _INTRO.format(repeats=bench.repeats),
+        f"{about}\n",
+        f"## Goals, on one core\n\n{goals_table(bench, names)}\n",
+        "## Measured\n",
+        *(details(bench, name) + "\n" for name in names),
+        f"## Notes\n\n{notes}{broken}",
+    ]
+    return "\n".join(parts)
+
+
+def surroundings(cores: Cores) -> str:
+    """Date, versions and machine, as they are before the load."""
+    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
+    ours = ", ".join(f"{name} {version(name)}" for name in ("httpx", "gevent", "locust", "numpy"))
+    code = "import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in ('aiohttp', 'uvloop')), sep=', ')"
+    theirs = _said(str(OTHER_PYTHON), "-c", code)
+    where = str(Path(harness.__file__).parent)
+    commit = _said("git", "-C", where, "describe", "--always", "--dirty")
+    today = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return (
+        f"- {today}, harness at {commit}\n"
+        f"- Python {platform.python_version()}, {ours}, {theirs}\n"
+        f"- {_processor()}, {os.cpu_count()} cores (client on {cores.client}, server on "
+        f"{cores.server}), Linux {platform.release()}; load average before: {load}"
+    )
+
+
+def _said(*command: str) -> str:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def main() -> int:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in MEASUREMENTS]
+    if unknown:
+        parser.error(f"found {', '.join(unknown)}; known are {', '.join(MEASUREMENTS)}")
+    free = sorted(os.sched_getaffinity(0))
+    if len(free) < 2:
+        parser.error("found one core; the server and the client need one each")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    truth.build()
+    bench = Bench(Cores(client=free[0], server=free[1]), given.repeats)
+    names = given.names or list(MEASUREMENTS)
+    about = surroundings(bench.cores)
+    for name in names:
+        bench.run(name)
+    text = page(bench, names, about)
+    print(text)
+    if not given.names:
+        PAGE.write_text(text, encoding="utf-8")
+    return 1 if bench.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
