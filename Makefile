@@ -44,7 +44,7 @@ lock: $(READY)  ## write the installed versions down as the tested ones
 	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
 
 clean:
-	rm -rf .venv .real build dist *.egg-info .mypy_cache .ruff_cache
+	rm -rf .venv .real .bench build dist *.egg-info .mypy_cache .ruff_cache
 
 docs: $(READY)  ## write the generated parts of README.md
 	$(BIN)/python tests/readme_parts.py

@@ -200,6 +200,7 @@ def main() -> None:
         return
     gc.collect()
     gc.freeze()  # a full collection of what is loaded by now would stop the load for tens of ms
+    gc.set_threshold(50_000, 20, 1_000)  # and one of what comes later is all but never due
     send(frames.Ready(probes=probes, clock=worker.clock))
     start = receive()
     if not isinstance(start, frames.Start):
