@@ -24,7 +24,7 @@ from harness.recorder import StageWindow
 EMBEDDED = "embedded"
 _MIN_WINDOWS = 40  # intervals that the shortest recorded stage should have
 _GRID_NS = 100_000_000
-_PACKAGES = ("locust", "gevent", "httpx", "httpcore", "hdrhistogram", "numpy", "scipy")
+_PACKAGES = ("locust", "gevent", "httpx", "hdrhistogram", "numpy", "scipy")
 
 
 def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
