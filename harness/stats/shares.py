@@ -1,5 +1,4 @@
-"""What a sample says about the truth behind it: bounds at a declared confidence, and how many
-samples a claim needs.
+"""Bounds of a true share, and of a quantile, at a declared confidence; how many samples they need.
 
 The exceedance of a limit is a share k/n. Its bounds are Clopper and Pearson's (Biometrika 26,
 1934), each end by itself at the declared confidence. `vif` (variance inflation, 1 for independent
@@ -12,14 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import betainc, betaincinv, stdtrit
+from scipy.special import betainc, betaincinv
 
 from harness.recorder import Histogram
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def share_bounds(n: float, k: float, confidence: float, *, vif: float = 1.0) -> tuple[float, float]:
@@ -108,22 +103,3 @@ def samples_to_decide(n: int, k: int, q: float, confidence: float) -> int | None
         if upper <= 1 - q or lower > 1 - q:
             return math.ceil(size)
     return None
-
-
-def mean_interval(
-    sums: FloatArray, counts: FloatArray, confidence: float
-) -> tuple[float, float] | None:
-    """Bounds of a true mean from batch means (Conway, Management Science 9, 1963).
-
-    Successive intervals are joined into 20 batches, so that dependence inside a batch does no harm;
-    the ratio estimator handles unequal batches. None under 20 intervals with samples.
-    """
-    if len(counts) < 20 or counts.sum() <= 0:
-        return None
-    edges = np.linspace(0, len(counts), 21).astype(int)[:-1]
-    batch_sum, batch_n = np.add.reduceat(sums, edges), np.add.reduceat(counts, edges)
-    mean = batch_sum.sum() / batch_n.sum()
-    residual = batch_sum - mean * batch_n
-    error = math.sqrt(20 / 19 * float((residual**2).sum())) / float(batch_n.sum())
-    half = float(stdtrit(19, confidence)) * error
-    return float(mean) - half, float(mean) + half
