@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ INTERVALS_FILE, REQUESTS_FILE = "intervals.jsonl", "requests.jsonl"
 _HLOG_UNITS_PER_MS = 1000
 
 
+@lru_cache(maxsize=4096)
 def tag_of(key: Key) -> str:
     """Return the `.hlog` tag `stage:step.metric`; a tag may hold no comma, space or line end."""
     stage, step, metric = key

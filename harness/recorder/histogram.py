@@ -9,7 +9,6 @@ histogram and forgets the exact minimum and maximum.
 from __future__ import annotations
 
 import base64
-import ctypes
 import math
 import struct
 import zlib
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
-from pyhdrh import decode as _decode_counts
 
 from harness.errors import RecordingError
 
@@ -32,7 +30,9 @@ _HALF_BITS = 10  # 2 048 sub-buckets: the power of two above 2·10^DIGITS
 _HALF = 1 << _HALF_BITS
 _HEADER = struct.Struct(">IIIIQQd")  # cookie, payload bytes, offset, digits, lowest, highest, ratio
 _COOKIE_BASES = (0x1C849304, 0x1C849303)  # compressed envelope, encoded payload; low nibbles vary
-_MAX_INFLATED = _HEADER.size + 9 * 23 * _HALF  # no honest histogram of this layout is larger
+_MAX_VARINT = 8  # bytes of 7 bits: no honest count needs more
+_BUCKETS = 23 * _HALF
+_MAX_INFLATED = _HEADER.size + 9 * _BUCKETS  # no honest histogram of this layout is larger
 
 
 def unit_of(metric: str) -> int:
@@ -53,6 +53,12 @@ def _lower_edge(index: IntArray) -> IntArray:
     sub = (index & (_HALF - 1)) + np.where(bucket < 0, 0, _HALF)
     edges: IntArray = sub << np.maximum(bucket, 0)
     return edges
+
+
+def highest_values(index: IntArray, unit: int) -> IntArray:
+    """Largest value, in the metric's own unit, that counts at each index."""
+    tops: IntArray = _lower_edge(index + 1) * unit - 1
+    return tops
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +186,7 @@ class Histogram:
         Raises RecordingError when the blob is damaged, of another layout, or inflates beyond what
         this layout can hold.
         """
-        first, last = _inflate_into(blob)
-        view = _view(_scratch())[first : last + 1]
-        indices = np.flatnonzero(view)
-        counts = view[indices].astype(np.int64)
-        view[indices] = 0
-        indices += first
+        _, indices, counts = decode_cells([blob])
         if int(counts.sum()) != n:
             raise RecordingError(f"histogram holds {counts.sum()} samples, its record says {n}")
         return cls(indices, counts, n, min, max, sum, clamped, unit)
@@ -205,16 +206,33 @@ def _view(scratch: Any) -> npt.NDArray[np.uint64]:
     return np.frombuffer(scratch.counts, dtype=np.uint64)
 
 
-def _inflate_into(blob: str) -> tuple[int, int]:
-    """Put a blob's counts into the scratch histogram, checking every length first.
+def decode_cells(blobs: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
+    """Decode many encodings at once: which blob, which bucket, how many; occupied buckets only.
 
-    Returns the first and the last index that counts; the last is before the first where none does.
+    Raises RecordingError when a blob is damaged, of another layout, or inflates beyond what this
+    layout can hold.
     """
+    payloads = [_inflate(blob) for blob in blobs]
+    size = np.array([len(payload) for payload in payloads], dtype=np.int64)
+    numbers, ends = _varints(np.frombuffer(b"".join(payloads), dtype=np.uint8))
+    if size.any() and not np.isin(np.cumsum(size)[size > 0], ends).all():
+        raise RecordingError("histogram blob is damaged: its last number is cut off")
+    owner = np.searchsorted(np.cumsum(size), ends - 1, side="right")
+    steps = np.where(numbers < 0, np.minimum(-numbers, _BUCKETS + 1), 1)  # below 0: a run of zeros
+    behind = np.cumsum(steps)
+    before = np.concatenate([[0], behind])[np.searchsorted(owner, owner)]
+    if len(behind) and (behind - before).max() > _BUCKETS:
+        raise RecordingError("histogram blob is damaged: it has more buckets than its layout")
+    full = numbers > 0
+    return owner[full], (behind - before - 1)[full], numbers[full]
+
+
+def _inflate(blob: str) -> bytes:
+    """Return the encoded counts of a blob, after checking every length and the layout."""
     try:
         raw = base64.b64decode(blob, validate=True)
         cookie, length = struct.unpack_from(">II", raw)
-        inflater = zlib.decompressobj()
-        data = inflater.decompress(raw[8 : 8 + length], _MAX_INFLATED + 1)
+        data = zlib.decompressobj().decompress(raw[8 : 8 + length], _MAX_INFLATED + 1)
         if len(data) > _MAX_INFLATED:
             raise RecordingError(f"histogram inflates beyond {_MAX_INFLATED:,} bytes")
         header = _HEADER.unpack_from(data)
@@ -222,16 +240,23 @@ def _inflate_into(blob: str) -> tuple[int, int]:
         raise RecordingError(f"histogram blob is damaged: {error}") from error
     if (cookie & ~0xF0, header[0] & ~0xF0) != _COOKIE_BASES:
         raise RecordingError("histogram blob is not HdrHistogram V2")
-    if (header[3], header[4], header[5]) != (DIGITS, LOWEST, HIGHEST):
+    if header[3:6] != (DIGITS, LOWEST, HIGHEST):
         raise RecordingError("histogram blob has another range or precision than this tool records")
-    if not header[1]:
-        return 0, -1
-    scratch = _scratch()
-    try:
-        found = _decode_counts(
-            data, _HEADER.size, ctypes.addressof(scratch.counts), scratch.counts_len, 8
-        )
-    except (IndexError, ValueError, OverflowError, MemoryError) as error:
-        _view(scratch)[:] = 0
-        raise RecordingError(f"histogram blob is damaged: {error}") from error
-    return max(0, found["min_nonzero_index"]), found["max_nonzero_index"]
+    payload = data[_HEADER.size :]
+    if len(payload) != header[1]:
+        raise RecordingError(f"histogram blob is damaged: {len(payload)} bytes of {header[1]}")
+    return payload
+
+
+def _varints(data: npt.NDArray[np.uint8]) -> tuple[IntArray, IntArray]:
+    """Return the zigzag LEB128 numbers of a payload, and where each ends (exclusive)."""
+    ends = np.flatnonzero(data < 0x80) + 1
+    starts = np.concatenate([[0], ends[:-1]])[: len(ends)]
+    lengths = ends - starts
+    if len(ends) and lengths.max() > _MAX_VARINT:
+        raise RecordingError("histogram blob is damaged: a count of more than 56 bits")
+    used = data[: ends[-1]] if len(ends) else data[:0]
+    place = np.arange(len(used)) - np.repeat(starts, lengths)
+    parts = (used & 0x7F).astype(np.int64) << (7 * place)
+    raw = np.add.reduceat(parts, starts) if len(starts) else parts
+    return (raw >> 1) ^ -(raw & 1), ends

@@ -6,11 +6,13 @@ decoded when asked for; exact counts need no decoding.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,16 @@ from harness.recorder.folder import (
     read_run,
     tag_of,
 )
-from harness.recorder.histogram import Histogram, IntArray, unit_of
+from harness.recorder.histogram import (
+    Histogram,
+    IntArray,
+    decode_cells,
+    highest_values,
+    unit_of,
+)
 from harness.recorder.record import RUN, Key, Load
 
+REPETITION_MARK = "~"  # steady, steady~2, …: no declared name holds it
 _DAY_S = 86_400
 _DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
 
@@ -46,6 +55,13 @@ class StageWindow:
     load: str
     planned_rate_per_s: float | None
     max_in_flight: int | None = None
+    repeat: int = 1
+    """Which repetition of the load it belongs to, from 1 on."""
+
+    @property
+    def group(self) -> str:
+        """The name as declared, which all repetitions of the stage share."""
+        return self.name.partition(REPETITION_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +165,29 @@ class Requests:
 
 @dataclass(slots=True)
 class _Row:
-    """One interval's exact figures of one key, and its histogram still encoded."""
+    """One interval's exact figures of one key, and its histograms still encoded."""
 
-    n: int = 0
-    min: int | None = None
-    max: int | None = None
-    sum: int = 0
-    over: dict[int, int] = field(default_factory=dict)
-    parts: list[tuple[dict[str, int], str]] = field(default_factory=list)
+    n: int
+    min: int
+    max: int
+    sum: int
+    clamped: int
+    over: dict[int, int]
+    blobs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Occupied histogram buckets: `count` samples in `bucket`, in the series' n-th `interval`.
+
+    Ascending by interval. `highest` is the largest value that counts in the bucket, in the metric's
+    own unit.
+    """
+
+    interval: IntArray
+    bucket: IntArray
+    count: IntArray
+    highest: IntArray
 
 
 class Series:
@@ -165,8 +196,8 @@ class Series:
     def __init__(self, interval_s: float, unit: int, rows: dict[int, _Row]) -> None:
         self._unit = unit
         self._rows = [rows[index] for index in sorted(rows)]
-        self._decoded: list[Histogram] | None = None
-        self.t_s: FloatArray = np.array(sorted(rows), dtype=np.float64) * interval_s
+        self.index: IntArray = np.array(sorted(rows), dtype=np.int64)
+        self.t_s: FloatArray = self.index.astype(np.float64) * interval_s
         self.n: IntArray = np.array([row.n for row in self._rows], dtype=np.int64)
         self.sum: IntArray = np.array([row.sum for row in self._rows], dtype=np.int64)
 
@@ -177,27 +208,54 @@ class Series:
             return None
         return np.array([row.over[threshold] for row in self._rows], dtype=np.int64)
 
+    @cached_property
+    def cells(self) -> Cells:
+        """The occupied buckets of every interval; RecordingError when a histogram is damaged."""
+        owner = np.repeat(np.arange(len(self._rows)), [len(row.blobs) for row in self._rows])
+        blob, bucket, count = decode_cells([blob for row in self._rows for blob in row.blobs])
+        interval = owner[blob]
+        held = np.bincount(interval, weights=count, minlength=len(self._rows))
+        wrong = np.flatnonzero(held != self.n)
+        if len(wrong):
+            raise RecordingError(
+                f"the histogram of {self.t_s[wrong[0]]:g} s holds {held[wrong[0]]:.0f} samples, "
+                f"its record says {self.n[wrong[0]]}"
+            )
+        return Cells(interval, bucket, count, highest_values(bucket, self._unit))
+
     def histograms(self) -> list[Histogram]:
         """Return one histogram per interval, in the order of `t_s`."""
-        if self._decoded is None:
-            self._decoded = [self._decode(row) for row in self._rows]
-        return self._decoded
+        ends = np.searchsorted(self.cells.interval, np.arange(len(self._rows) + 1)).tolist()
+        return [
+            self._histogram(self._rows[i : i + 1], slice(ends[i], ends[i + 1]))
+            for i in range(len(self._rows))
+        ]
 
-    def histogram(self, mask: npt.NDArray[np.bool_] | None = None) -> Histogram:
-        """Return the histogram of all intervals, or of those where `mask` is true."""
-        if mask is None:
-            return self.total
-        parts = (h for h, wanted in zip(self.histograms(), mask, strict=True) if wanted)
-        return Histogram.merged(parts, self._unit)
+    def histogram(self, mask: npt.NDArray[np.bool_]) -> Histogram:
+        """Return the histogram of the intervals where `mask` is true."""
+        rows = [row for row, wanted in zip(self._rows, mask, strict=True) if wanted]
+        return self._histogram(rows, mask[self.cells.interval])
 
     @cached_property
     def total(self) -> Histogram:
         """The histogram of all intervals together."""
-        return Histogram.merged(self.histograms(), self._unit)
+        return self._histogram(self._rows, slice(None))
 
-    def _decode(self, row: _Row) -> Histogram:
-        parts = [Histogram.decode(blob, unit=self._unit, **exact) for exact, blob in row.parts]
-        return Histogram.merged(parts, self._unit)
+    def _histogram(self, rows: list[_Row], which: slice | npt.NDArray[np.bool_]) -> Histogram:
+        if not rows:
+            return Histogram.empty(self._unit)
+        dense = np.bincount(self.cells.bucket[which], weights=self.cells.count[which])
+        buckets = np.flatnonzero(dense)
+        return Histogram(
+            indices=buckets,
+            counts=dense[buckets].astype(np.int64),
+            n=sum(row.n for row in rows),
+            min=min(row.min for row in rows),
+            max=max(row.max for row in rows),
+            sum=sum(row.sum for row in rows),
+            clamped=sum(row.clamped for row in rows),
+            unit=self._unit,
+        )
 
 
 class Recording:
@@ -216,6 +274,7 @@ class Recording:
         self._cpu: dict[int, float] = {}
         self._pauses: dict[int, tuple[int, int]] = {}
         self._series: dict[Key, Series | None] = {}
+        self._requests: dict[tuple[str, str], Requests] = {}
         self.missing_histograms = 0
         self.clamped = 0
         self._read()
@@ -223,6 +282,10 @@ class Recording:
     def stage(self, name: str) -> StageWindow:
         """Return the stage of that name; KeyError when there is none."""
         return {stage.name: stage for stage in self.stages}[name]
+
+    def repetitions(self, group: str) -> tuple[StageWindow, ...]:
+        """Return the stages that were declared as `group`, in the order of their repetitions."""
+        return tuple(stage for stage in self.stages if stage.group == group)
 
     def steps(self, stage: str) -> tuple[str, ...]:
         """Return the steps seen in a stage: in order of appearance, parents before children."""
@@ -273,6 +336,11 @@ class Recording:
 
     def requests(self, stage: str, step: str) -> Requests:
         """Return how a step's executions ended; step `run` means all root steps."""
+        if (stage, step) not in self._requests:
+            self._requests[stage, step] = self._sum_requests(stage, step)
+        return self._requests[stage, step]
+
+    def _sum_requests(self, stage: str, step: str) -> Requests:
         rows: dict[int, dict[str, Any]] = {}
         for (where, name), by_index in self._steps.items():
             if where == stage and (name == step or (step == RUN and "/" not in name)):
@@ -381,8 +449,8 @@ class Recording:
                 if not waiting:
                     self.missing_histograms += 1
                     continue
-                exact = {"n": n, "min": low, "max": high, "sum": total, "clamped": clamped}
-                row_ = _Row(n, low, high, total, dict(map(tuple, over)), [(exact, waiting.pop(0))])
+                blobs_ = [waiting.pop(0)]
+                row_ = _Row(n, low, high, total, clamped, dict(map(tuple, over)), blobs_)
                 rows = self._rows[stage, step, metric]
                 rows[index] = _sum_row(rows[index], row_) if index in rows else row_
 
@@ -405,9 +473,22 @@ def load_recording(folder: Path) -> Recording:
     Raises RecordingError when it is not one, is damaged, or was written by an unknown version.
     """
     try:
-        return Recording(folder)
+        with _collection_paused():
+            return Recording(folder)
     except _DAMAGE as error:
         raise _damaged(folder, error) from error
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep the collector from looking again and again through what is read: none of it goes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _damaged(path: Path, error: Exception) -> RecordingError:
@@ -450,6 +531,7 @@ def _check_figures(n: Any, low: Any, high: Any, total: Any) -> None:
 def _stage(row: dict[str, Any]) -> StageWindow:
     stage = StageWindow(**row)
     _names(stage.name, stage.load)
+    _count(stage.repeat)
     _positive(_number(stage.end_s) - _number(stage.start_s))
     if stage.planned_rate_per_s is not None:
         _number(stage.planned_rate_per_s)
@@ -495,16 +577,15 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _sum_row(one: _Row, other: _Row) -> _Row:
-    lows = [low for low in (one.min, other.min) if low is not None]
-    highs = [high for high in (one.max, other.max) if high is not None]
     shared = one.over.keys() & other.over.keys()
     return _Row(
         n=one.n + other.n,
-        min=min(lows, default=None),
-        max=max(highs, default=None),
+        min=min(one.min, other.min),
+        max=max(one.max, other.max),
         sum=one.sum + other.sum,
+        clamped=one.clamped + other.clamped,
         over={top: one.over[top] + other.over[top] for top in shared},
-        parts=one.parts + other.parts,
+        blobs=one.blobs + other.blobs,
     )
 
 

@@ -1,0 +1,44 @@
+"""Recorded series as windows of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.recorder import Recording, Series, StageWindow
+from harness.stats.windows import IntArray, Windows
+
+
+def windows_of(recording: Recording, series: Series, stage: StageWindow) -> Windows:
+    """Return a stage's series by recording interval, those without samples included.
+
+    There are windows from the stage's start to its end, and to its last sample if that came later.
+    """
+    interval_s = recording.interval_s
+    first, _ = _span(series.index, stage, interval_s)
+    at = series.index - first
+    return Windows(
+        length_s=interval_s,
+        n=by_window(series.n, series.index, stage, interval_s),
+        window=at[series.cells.interval],
+        value=series.cells.highest,
+        count=series.cells.count,
+    )
+
+
+def by_window(
+    counts: IntArray | Sequence[int], index: IntArray, stage: StageWindow, interval_s: float
+) -> IntArray:
+    """Put counts of the intervals `index` in their windows of a stage, 0 where there are none."""
+    first, size = _span(index, stage, interval_s)
+    dense = np.zeros(size, dtype=np.int64)
+    dense[index - first] = counts
+    return dense
+
+
+def _span(index: IntArray, stage: StageWindow, interval_s: float) -> tuple[int, int]:
+    """First window of a stage, as an index of intervals, and how many windows there are."""
+    first = min(int(stage.start_s / interval_s + 1e-9), int(index.min(initial=2**62)))
+    last = max(round(stage.end_s / interval_s), int(index.max(initial=-1)) + 1)
+    return first, max(last - first, 1)
