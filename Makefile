@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint format real bench docs example setup lock clean
+.PHONY: demo test lint format stats real bench docs example setup lock clean
 
 demo: $(READY)  ## run the main job on the embedded endpoint, leave a report
 	$(BIN)/harness run locustfiles/chat.yaml
@@ -21,10 +21,14 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+stats: $(READY)  ## simulate runs of known truth, hold every verdict to its errors; docs/statistics.md
+	$(BIN)/python tests/stats/write_statistics.py
+
 real: $(READY)  ## run plans against a real model server (llama.cpp with SmolLM2-135M)
 	$(BIN)/python tests/real/run.py
 
 bench: $(READY) .bench/.ready  ## speed and exactness against other clients; writes docs/benchmarks.md
+	-$(BIN)/python tests/bench/peers.py  # aiperf and guidellm, where they install
 	$(BIN)/python tests/bench/run.py
 
 .bench/.ready:

@@ -149,6 +149,15 @@ def _json_body(data: Fields, model: str | None, params: Fields) -> dict[str, Any
     return _named(model) | dict(data) | dict(params)
 
 
+def problem_of(api: Api, data: Fields) -> str | None:
+    """Say why the dialect has no body for an input's fields; None when it has."""
+    try:
+        api.body(data, None, {})
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _streamed(model: str | None, fields: Fields, params: Fields) -> dict[str, Any]:
     defaults = {"stream": True, "stream_options": {"include_usage": True}}
     body = _named(model) | defaults | dict(fields) | dict(params)

@@ -1,17 +1,25 @@
 """The budget grammar: a readable sentence in, a `Budget` out, or the column where it goes wrong.
 
-    budget     ::= step "." metric [ statistic ] op value [ "in" stage ]
+    budget     ::= step "." metric [ statistic ] [ "regression" ] op value
+                   [ "over" duration ] [ "in" stage ]
     step       ::= segment { "/" segment }        ; "run" is every root step together
     segment    ::= ( letter | digit | "_" | "-" )+
     metric     ::= what stands after the last dot: a key of METRICS
     statistic  ::= "p" number | "mean" | "max"    ; times and tokens need one, shares and rates none
     op         ::= "<" | "<=" | ">" | ">="
     value      ::= number unit                    ; 800ms (times), 500 (tokens), 0.1% (shares), 20/s
+    duration   ::= number unit                    ; 10s: every window of that length must hold
     stage      ::= segment
 
     chat.ttft p99 < 800ms in steady
     answer/generate.e2el p99.9 <= 10s
     run.error_rate < 0.1%
+    chat.e2el p95 < 4s over 10s
+    chat.e2el p99 regression < 5%
+
+`regression` limits how much worse a run may be than its baseline. Of a quantile or mean it is the
+share by which it grew; of error_rate and goodput, which are shares themselves, it is the difference
+in percentage points, a rise of the one and a loss of the other.
 
 A budget that can never hold, or never fail, or that limits the side nobody means (a latency from
 below, a throughput from above) is a mistake and is refused before any load starts.
@@ -22,7 +30,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Literal, cast
@@ -35,6 +43,9 @@ Op = Literal["<", "<=", ">", ">="]
 
 RUN = "run"
 SEGMENT = r"[A-Za-z0-9_-]+"
+REGRESSION = "regression"
+SHORTEST_WINDOW_NS = 1_000_000_000
+WINDOW_STEP_NS = 100_000_000  # the finest recording interval: windows are made of whole ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +153,8 @@ METRICS: dict[str, Metric] = {
             "error_rate",
             "share",
             "Failed requests ÷ all requests. Failed by kind: connect, timeout, reset, status, "
-            "truncated stream, malformed event, invalid reply, cut off by the end of the run.",
+            "truncated stream or body, malformed event, invalid reply, cut off by the end of the "
+            "run.",
             per_request=False,
         ),
         _metric(
@@ -195,12 +207,14 @@ _MEANT_METRIC = {
     "request_rate": "rate",
     "tokens": "output_tokens",
 }
+_MEANT_CHANGE = ("change", "increase", "growth", "delta", "degradation", "worse")
 _MEANT_STATISTIC = {"avg": "mean", "average": "mean", "med": "p50", "median": "p50"}
 _MEANT_OP = {"=<": "<=", "≤": "<=", "=>": ">=", "≥": ">=", "=": "<=", "==": "<="}
 
 _SUBJECT = re.compile(r"[^\s<>=!≤≥]+")
 _OP = re.compile(r"[<>=!≤≥]+")
-_VALUE = re.compile(r"[0-9.]+\s+(?!in\s)\S+|\S+")
+_VALUE = re.compile(r"[0-9.]+\s+(?!(?:in|over)(?:\s|$))\S+|\S+")
+_WORD = re.compile(r"\S+")
 _QUANTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
 _FOREIGN_QUANTILE = re.compile(r"[pP]?[(_]?([0-9]+(?:\.[0-9]+)?)(?:\)|th|%)?")
 _TOKENS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(?:\s*tokens?)?")
@@ -210,9 +224,11 @@ _TOKENS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(?:\s*tokens?)?")
 class Budget:
     """A declared limit on one statistic of one metric of one step.
 
-    `limit` is in nanoseconds, tokens, a share of 1, or per second, by the metric's kind.
-    `stage` is None when each recorded stage is judged by itself. `parse_budget(budget.text,
-    confidence=budget.confidence)` gives the same budget again.
+    `limit` is in nanoseconds, tokens, a share of 1, or per second, by the metric's kind; of a
+    `regression` it is a share. `stage` is None when each recorded stage is judged by itself.
+    `over_ns` is the length of the windows of which each must hold, None for the stage as a whole.
+    `abort` ends the load when the budget can no longer be met. `parse_budget(budget.text,
+    confidence=budget.confidence, abort=budget.abort)` gives the same budget again.
     """
 
     text: str
@@ -225,6 +241,9 @@ class Budget:
     limit_text: str
     stage: str | None
     confidence: float
+    regression: bool = False
+    over_ns: int | None = None
+    abort: bool = False
 
     @property
     def upper(self) -> bool:
@@ -241,14 +260,37 @@ class Budget:
         return math.floor(self.limit) if inclusive else math.ceil(self.limit) - 1
 
     @property
+    def counted(self) -> bool:
+        """True when the samples above `threshold` decide it: a quantile with a limit of its own."""
+        return self.quantile is not None and not self.regression
+
+    @property
+    def known_early(self) -> bool:
+        """True when it can be known before the end that it will not be met."""
+        share = not self.statistic and self.kind == "share" and not self.regression
+        return share or self.counted or self.statistic == "max"
+
+    @property
     def kind(self) -> Kind:
         """What the limit is: a time, tokens, a share or a rate."""
-        return METRICS[self.metric].kind
+        return "share" if self.regression else METRICS[self.metric].kind
+
+    @property
+    def aspect(self) -> str:
+        """What of the metric is limited: `p99`, `p99 regression`, `p99 in each 10s`, or nothing."""
+        window = "" if self.over_ns is None else f"in each {_seconds(self.over_ns)}"
+        words = (self.statistic, REGRESSION if self.regression else "", window)
+        return " ".join(filter(None, words))
+
+    @property
+    def measure(self) -> str:
+        """What of the step is limited: `ttft p99`, `error_rate`, `e2el p99 in each 10s`."""
+        return f"{self.metric} {self.aspect}".rstrip()
 
     @property
     def subject(self) -> str:
         """What is limited: `chat.ttft p99`, `chat.error_rate`."""
-        return f"{self.step}.{self.metric} {self.statistic}".rstrip()
+        return f"{self.step}.{self.measure}"
 
     @property
     def time_unit(self) -> TimeUnit | None:
@@ -262,21 +304,28 @@ class Budget:
         return self.text
 
 
-def parse_budget(text: str, *, stage: str | None = None, confidence: float = 0.95) -> Budget:
-    """Read one budget; `stage` is what `in STAGE` would say.
+def parse_budget(
+    text: str,
+    *,
+    stage: str | None = None,
+    over_ns: int | None = None,
+    confidence: float = 0.95,
+    abort: bool = False,
+) -> Budget:
+    """Read one budget; `stage` is what `in STAGE` would say, `over_ns` what `over DURATION` would.
 
     Raises BudgetSyntaxError with the 1-based column, what was found and what is allowed.
     """
     reader = _Reader(text)
     step, metric = reader.subject()
     statistic, quantile = reader.statistic(metric)
-    op = reader.op(metric)
-    limit, limit_text = reader.value(metric, op)
+    regression = reader.regression(metric, statistic)
+    op = reader.op(metric, regression=regression)
+    limit, limit_text = reader.value(metric, op, regression=regression)
+    over_ns = reader.window(over_ns)
     stage = reader.stage(stage)
-    subject = f"{step}.{metric.name} {statistic}".rstrip()
-    where = f" in {stage}" if stage else ""
-    return Budget(
-        text=f"{subject} {op} {limit_text}{where}",
+    budget = Budget(
+        text="",
         step=step,
         metric=metric.name,
         statistic=statistic,
@@ -286,7 +335,31 @@ def parse_budget(text: str, *, stage: str | None = None, confidence: float = 0.9
         limit_text=limit_text,
         stage=stage,
         confidence=confidence,
+        regression=regression,
+        over_ns=over_ns,
+        abort=abort,
     )
+    reader.check(budget)
+    return replace(budget, text=_sentence(budget))
+
+
+def _sentence(budget: Budget) -> str:
+    subject = replace(budget, over_ns=None).subject
+    window = "" if budget.over_ns is None else f" over {_seconds(budget.over_ns)}"
+    where = f" in {budget.stage}" if budget.stage else ""
+    return f"{subject} {budget.op} {budget.limit_text}{window}{where}"
+
+
+def _seconds(ns: int) -> str:
+    """`10s`, `2.5s`."""
+    return f"{ns / 1e9:.15g}s"
+
+
+def window_problem(over_ns: int) -> str:
+    """Say why a budget cannot be judged in windows of this length; empty when it can."""
+    if over_ns >= SHORTEST_WINDOW_NS and over_ns % WINDOW_STEP_NS == 0:
+        return ""
+    return "allowed is a window of 1s or more, in steps of 100ms, like 10s"
 
 
 def goodput_limits(
@@ -301,7 +374,7 @@ def goodput_limits(
     limits: dict[str, int] = {}
     for budget in budgets:
         elsewhere = stage is not None and budget.stage not in (None, stage)
-        if budget.step not in steps or elsewhere or budget.statistic == "mean":
+        if budget.step not in steps or elsewhere or budget.regression or budget.statistic == "mean":
             continue
         if budget.metric in GOODPUT_METRICS:
             most = budget.threshold
@@ -321,6 +394,8 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.metric_column = 0
+        self.statistic_column = 0
 
     def take(self, pattern: re.Pattern[str]) -> tuple[str, int]:
         """Return the next match, empty if there is none, and its 0-based column."""
@@ -357,6 +432,7 @@ class _Reader:
                 column + len(step) + 1,
                 f'found the metric "{name}"; known are {", ".join(METRICS)}{hint}',
             )
+        self.metric_column = column + len(step) + 1
         return step, METRICS[name]
 
     def _check_step(self, step: str, column: int) -> None:
@@ -370,9 +446,13 @@ class _Reader:
         )
 
     def statistic(self, metric: Metric) -> tuple[str, float | None]:
+        before = self.at
         word, column = self.take(_SUBJECT)
+        self.statistic_column = column
         if metric.kind in ("share", "rate"):
-            if word:
+            if word == REGRESSION:
+                self.at = before
+            elif word:
                 raise self.fail(
                     column,
                     f'found "{word}", but {metric.name} takes no statistic; '
@@ -402,7 +482,28 @@ class _Reader:
             )
         return f"p{percent.normalize():f}", float(percent / 100)
 
-    def op(self, metric: Metric) -> Op:
+    def regression(self, metric: Metric, statistic: str) -> bool:
+        word, column = self.take(_SUBJECT)
+        if not word:
+            return False
+        if word != REGRESSION:
+            meant = word.lower() in _MEANT_CHANGE or near_miss(word.lower(), [REGRESSION])
+            hint = f'; did you mean "{REGRESSION}"?' if meant else ""
+            raise self.fail(
+                column,
+                f'found "{word}" after the statistic; {REGRESSION} or an operator '
+                f"({', '.join(_OPS)}) comes next{hint}",
+            )
+        if statistic == "max" or metric.kind == "rate":
+            what = "the maximum" if statistic == "max" else f"the {metric.name}"
+            raise self.fail(
+                column,
+                f'found "{REGRESSION}" of {what}, a fact about one run that has no interval to '
+                "compare; allowed are quantiles, mean, error_rate and goodput",
+            )
+        return True
+
+    def op(self, metric: Metric, *, regression: bool) -> Op:
         word, column = self.take(_OP)
         allowed = ", ".join(_OPS)
         if not word:
@@ -412,6 +513,14 @@ class _Reader:
             hint = f'; did you mean "{meant}"?' if meant else ""
             raise self.fail(column, f'found the operator "{word}"; allowed are {allowed}{hint}')
         upper = word in ("<", "<=")
+        if regression and not upper:
+            raise self.fail(
+                column,
+                f'found "{word}", but a {REGRESSION} should be small, so its limit is an upper '
+                f'one; did you mean "{word.replace(">", "<")}"?',
+            )
+        if regression:
+            return cast("Op", word)
         if upper and metric.name in ("goodput", "rate"):
             raise self.fail(
                 column,
@@ -426,30 +535,79 @@ class _Reader:
             )
         return cast("Op", word)
 
-    def value(self, metric: Metric, op: Op) -> tuple[float, str]:
+    def value(self, metric: Metric, op: Op, *, regression: bool) -> tuple[float, str]:
         word, column = self.take(_VALUE)
-        allowed = _ALLOWED_VALUE[metric.kind]
+        kind: Kind = "share" if regression else metric.kind
+        allowed = "a share, like 5%" if regression else _ALLOWED_VALUE[kind]
         if not word:
             raise self.fail(column, f"the budget ends where its limit must stand: {allowed}")
         try:
-            limit = _limit(metric.kind, word)
+            limit = _limit(kind, word)
         except ValueError as error:
-            raise self.fail(column, f"{metric.name} is limited by {allowed}; {error}") from None
+            what = f"a {REGRESSION}" if regression else metric.name
+            raise self.fail(column, f"{what} is limited by {allowed}; {error}") from None
         limit_text = "".join(word.split())
-        problem = _pointless(metric, op, limit, limit_text)
+        if regression:
+            problem = "" if limit else "no run can show that nothing grew; allow a margin, like 5%"
+        else:
+            problem = _pointless(metric, op, limit, limit_text)
         if problem:
             raise self.fail(column, f'found "{op} {word}": {problem}')
         return limit, limit_text
 
+    def window(self, given_ns: int | None) -> int | None:
+        before = self.at
+        word, _ = self.take(_WORD)
+        if word != "over":
+            self.at = before
+            return given_ns
+        text, column = self.take(_VALUE)
+        if not text:
+            raise self.fail(
+                column, "the budget ends where a window's length must stand, like over 10s"
+            )
+        try:
+            over_ns = parse_duration(text)
+            problem = window_problem(over_ns)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise self.fail(column, f'found "over {text}"; {problem}')
+        if given_ns not in (None, over_ns):
+            raise self.fail(
+                column, f'found "over {text}", but its "over" says "{_seconds(given_ns or 0)}"'
+            )
+        return over_ns
+
+    def check(self, budget: Budget) -> None:
+        """Refuse windows and an early end where they mean nothing for what is limited."""
+        column = self.statistic_column if budget.statistic else self.metric_column
+        share = not budget.statistic and budget.kind == "share"
+        if budget.over_ns is not None and (budget.regression or not (budget.quantile or share)):
+            raise self.fail(
+                column,
+                f"{_seconds(budget.over_ns)} windows count what is beyond the limit, and "
+                f"{replace(budget, over_ns=None).measure} has no such count; allowed are "
+                "quantiles, error_rate and goodput",
+            )
+        if budget.abort and not budget.known_early:
+            raise self.fail(
+                column,
+                f"found abort: true, but whether {budget.measure} will hold is not known before "
+                "the end; allowed are quantiles, max, error_rate and goodput",
+            )
+
     def stage(self, given: str | None) -> str | None:
-        word, column = self.take(re.compile(r"\S+"))
+        word, column = self.take(_WORD)
         if not word:
             return given
         if word != "in":
             raise self.fail(
-                column, f'found "{word}" after the limit; only "in STAGE" may follow it'
+                column,
+                f'found "{word}" after the limit; only "over DURATION" and then "in STAGE" may '
+                "follow it",
             )
-        name, column = self.take(re.compile(r"\S+"))
+        name, column = self.take(_WORD)
         if not re.fullmatch(SEGMENT, name):
             found = f'found "{name}"' if name else "the budget ends"
             raise self.fail(column, f'{found} where a stage\'s name must stand, like "in steady"')

@@ -72,7 +72,7 @@ class RequestFailed(HarnessError):
     """One request of the load failed.
 
     `kind` is the class that `error_rate` counts by: connect, timeout, reset, `status 429`,
-    truncated stream, malformed event, invalid reply, cut off.
+    truncated stream, truncated body, malformed event, invalid reply, cut off.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:

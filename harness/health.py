@@ -13,18 +13,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness import stats
 from harness.budget import Budget
 from harness.recorder import RUN, Recording, StageWindow
-from harness.units import format_count, format_duration, format_share
+from harness.units import format_count, format_duration, format_rate, format_share
 
 SEND_LAG_LIMIT_NS = 10_000_000
 RATE_REACHED_MIN = 0.90
 CPU_LIMIT = 0.85
 CUT_OFF_LIMIT = 0.01
 STALL_LIMIT_NS = 50_000_000
+GAPS_OFF_LIMIT = 0.05
+GAPS_CHANCE = 0.001
+UNSTAMPED_LIMIT = 0.01
+MOST_WORKERS = 1024  # that a plan may ask for
 _SEND_LAG_SHARE, _SEND_LAG_LEAST_NS, _SEND_LAG_MOST_NS = 0.05, 1_000_000, 100_000_000
 _FROM_START = ("ttft", "ttfo", "e2el", "e2el_all")
 _BUSY_CPU = 0.5
+_GOOD_CPU = 0.6  # of a worker's core, at its p95: what is recommended leaves room for bursts
+_MOST_CPU = 0.95  # beyond it the queue's formula gives anything
+_STEP_NOTICED_S = 1.0  # the transport samples the offset of the clocks once a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +80,7 @@ def send_lag_limit(budgets: Iterable[Budget]) -> int:
     A twentieth of the tightest limit on a time that counts from the planned start, so that the
     generator's delay cannot decide a verdict; between 1 and 100 ms, and 10 ms without such a limit.
     """
-    limits = [b.limit for b in budgets if b.metric in _FROM_START and b.statistic]
+    limits = [b.limit for b in budgets if b.metric in _FROM_START and b.kind == "time"]
     if not limits:
         return SEND_LAG_LIMIT_NS
     return round(min(max(min(limits) * _SEND_LAG_SHARE, _SEND_LAG_LEAST_NS), _SEND_LAG_MOST_NS))
@@ -93,7 +101,14 @@ def assess(recording: Recording, budgets: Iterable[Budget] = ()) -> Health:
         dropped=sum(total.dropped for total in totals),
         cut_off=sum(total.cut_off for total in totals),
         waited=sum(total.waited for total in totals),
-        send_lag_p99_ns=max((lag for lag in lags if lag is not None), default=None),
+        send_lag_p99_ns=max(
+            (
+                lag
+                for stage, lag in zip(stages, lags, strict=True)
+                if lag is not None and _shows_p99(recording, stage.name)
+            ),
+            default=None,
+        ),
         send_lag_limit_ns=limit_ns,
         cpu_p95=max((cpu for cpu in cpus if cpu is not None), default=None),
         clock=recording.run.get("clock", "unknown"),
@@ -109,44 +124,87 @@ def _stage_checks(recording: Recording, stage: StageWindow, lag_limit_ns: int) -
         checks.append(_check_rate(recording, stage))
         checks.append(_check_dropped(recording, stage))
         checks.append(_check_waited(recording, stage))
+        checks += _check_arrivals(recording, stage, lag_limit_ns)
     checks.append(_check_cut_off(recording, stage.name))
     if recording.load_totals(stage.name).token_events:
         checks.append(_check_merged(recording, stage.name))
     cpu = _cpu_p95(recording, stage)
     if cpu is not None:
-        checks.append(_check_cpu(stage.name, cpu))
+        checks.append(_check_cpu(recording, stage.name, cpu))
     stall_ns, gc_ns = recording.longest_pauses(stage)
     if stall_ns:
         checks.append(_check_stall(recording, stage.name, stall_ns, gc_ns))
+    if _stamped_by_kernel(recording) and "clock_steps_s" in recording.run:
+        checks.append(_check_clock_steps(recording, stage))
     return checks
 
 
 def _check_lag(recording: Recording, stage: StageWindow, lag_ns: int, limit_ns: int) -> Check:
     return Check(
-        name="Send lag, p99",
+        name="Send lag, p99" if _shows_p99(recording, stage.name) else "Send lag, second largest",
         stage=stage.name,
         measured=format_duration(lag_ns),
         must=f"< {format_duration(limit_ns)}",
         ok=lag_ns < limit_ns,
         why="late sends hide queueing: the target would look other than it is",
-        remedy=_lag_remedy(recording, _cpu_p95(recording, stage)),
+        remedy=_lag_remedy(recording, _cpu_p95(recording, stage), lag_ns, limit_ns),
     )
 
 
-def _lag_remedy(recording: Recording, cpu: float | None) -> str:
+def _lag_remedy(recording: Recording, cpu: float | None, lag_ns: int, limit_ns: int) -> str:
     """Name what helps: more workers for a busy generator, a quieter machine for an idle one."""
     workers = int(recording.run.get("workers", 1))
     if cpu is None:
         return "lower the rate, use more workers or a machine with less other work"
+    used = f"the generator used {format_share(cpu)} of {_a_core(workers)}"
     if cpu < _BUSY_CPU:
-        return (
-            f"the generator used {format_share(cpu)} of its core, so other work kept it waiting: "
-            "use a quieter machine"
-        )
+        return f"{used}, so other work kept it waiting: use a quieter machine"
+    wanted = max(workers_for(cpu, workers), workers_for_wait(cpu, workers, limit_ns / lag_ns))
+    lag = format_duration(round(lag_ns * wait_ratio(cpu, workers / wanted)))
+    estimate = f" would cut the send lag to about {lag}, by estimate (an M/D/1 queue)"
+    return f"{used}: {_workers_wanted(recording, wanted, estimate)}"
+
+
+def workers_for(cpu: float, workers: int) -> int:
+    """Return how many workers would each use 60 % of a core where `workers` use `cpu` of theirs.
+
+    One more than there are at the least; the load is taken to split evenly.
+    """
+    return max(workers + 1, math.ceil(round(workers * cpu / _GOOD_CPU, 9)))
+
+
+def wait_ratio(cpu: float, factor: float) -> float:
+    """Return by what factor the mean wait changes when each worker has `factor` times its load.
+
+    In an M/D/1 queue of utilisation ρ and service time s it is ρ s / (2 (1 − ρ)), after Pollaczek
+    and Khinchine; the CPU's share of the core stands for ρ.
+    """
+    before = min(cpu, _MOST_CPU)
+    after = before * factor
+    return (after / (1 - after)) / (before / (1 - before))
+
+
+def workers_for_wait(cpu: float, workers: int, ratio: float) -> int:
+    """Return the fewest workers whose `wait_ratio` is below `ratio`, at most what a plan allows."""
+    before = min(cpu, _MOST_CPU)
+    odds = ratio * before / (1 - before)
+    return min(MOST_WORKERS, math.floor(workers * before * (1 + odds) / odds) + 1)
+
+
+def _workers_wanted(recording: Recording, wanted: int, estimate: str) -> str:
+    """Ask for workers, or for another machine where this one has no cores for them."""
+    cores = recording.run.get("machine", {}).get("cores")
+    if not cores or wanted <= cores:
+        return f"--workers {wanted}{estimate}"
     return (
-        f"the generator used {format_share(cpu)} of its core: --workers {2 * workers} would halve "
-        "its load, if the machine has the cores"
+        f"about {format_count(wanted)} workers are needed by estimate, this machine has "
+        f"{format_count(cores)} core{'' if cores == 1 else 's'}: use a larger machine, or "
+        f"{format_share(round(cores / wanted, 2))} of the load"
     )
+
+
+def _a_core(workers: int) -> str:
+    return "its core" if workers == 1 else "the core of its busiest worker"
 
 
 def _check_rate(recording: Recording, stage: StageWindow) -> Check:
@@ -165,10 +223,19 @@ def _check_rate(recording: Recording, stage: StageWindow) -> Check:
             f"all {format_count(totals.max_in_flight)} users were busy with the target: raise "
             "max_in_flight or lower the rate"
             if users_busy
-            else "lower the rate or use more workers"
+            else _lower_or_more(recording, _cpu_p95(recording, stage))
         ),
         target_caused=users_busy,
     )
+
+
+def _lower_or_more(recording: Recording, cpu: float | None) -> str:
+    """Name the workers that the CPU's share asks for, where it is known and high."""
+    if cpu is None or cpu < _BUSY_CPU:
+        return "lower the rate, or use more workers or a quieter machine"
+    wanted = workers_for(cpu, int(recording.run.get("workers", 1)))
+    estimate = f" would bring it to about {format_share(_GOOD_CPU)}, by estimate, or lower the rate"
+    return _workers_wanted(recording, wanted, estimate)
 
 
 def _check_dropped(recording: Recording, stage: StageWindow) -> Check:
@@ -203,6 +270,45 @@ def _check_waited(recording: Recording, stage: StageWindow) -> Check:
     )
 
 
+def _check_arrivals(recording: Recording, stage: StageWindow, limit_ns: int) -> list[Check]:
+    """Hold each worker's arrivals against the planned process; a small sample shows no breach.
+
+    A gap may be off by as much as a send may be late.
+
+    Independent Poisson streams of rate r/workers are together one of rate r, so the gaps within
+    the workers, taken together, are those of one stream at r/workers.
+    """
+    gaps = recording.series(stage.name, RUN, "arrival_gap")
+    planned = recording.series(stage.name, RUN, "planned_gap")
+    if gaps is None or planned is None or stage.planned_rate_per_s is None:
+        return []
+    workers = int(recording.run.get("workers", 1))
+    poisson = (
+        stage.load == f"poisson {format_rate(stage.planned_rate_per_s)}"
+        and "interleaved" not in recording.run  # gaps end with their block: no long ones
+    )
+    fit = (
+        stats.poisson_fit(gaps.total, stage.planned_rate_per_s / workers, limit_ns)
+        if poisson
+        else stats.planned_fit(gaps.total, planned.total, limit_ns)
+    )
+    if fit is None:
+        return []
+    test = "Anderson-Darling" if poisson else "Kolmogorov-Smirnov"
+    return [
+        Check(
+            name="Arrivals as planned",
+            stage=stage.name,
+            measured=f"{format_share(fit.distance)} of gaps off by over "
+            f"{format_duration(fit.tolerance_ns)} ({test} p {fit.p:.2g})",
+            must=f"≤ {format_share(GAPS_OFF_LIMIT)}, or p ≥ {GAPS_CHANCE:g}",
+            ok=fit.distance <= GAPS_OFF_LIMIT or fit.p >= GAPS_CHANCE,
+            why="arrivals that bunch are another test than the declared one",
+            remedy="use more workers, a lower rate or a quieter machine",
+        )
+    ]
+
+
 def _check_cut_off(recording: Recording, stage: str) -> Check:
     totals = recording.load_totals(stage)
     share = totals.cut_off / totals.sent if totals.sent else 0.0
@@ -234,7 +340,7 @@ def _check_merged(recording: Recording, stage: str) -> Check:
     )
 
 
-def _check_cpu(stage: str, cpu: float) -> Check:
+def _check_cpu(recording: Recording, stage: str, cpu: float) -> Check:
     return Check(
         name="Generator CPU, p95",
         stage=stage,
@@ -242,14 +348,13 @@ def _check_cpu(stage: str, cpu: float) -> Check:
         must=f"< {format_share(CPU_LIMIT)}",
         ok=cpu < CPU_LIMIT,
         why="a busy generator reads its own clock late",
-        remedy="use more workers or lower the rate",
+        remedy=_lower_or_more(recording, cpu),
     )
 
 
 def _check_stall(recording: Recording, stage: str, stall_ns: int, gc_ns: int) -> Check:
     """Broken only where the loop's own clock stamps what comes in; late sends have their check."""
-    clock = recording.run.get("clock", "")
-    by_kernel = "kernel" in clock and "user space" not in clock  # several workers may differ
+    by_kernel = _stamped_by_kernel(recording)
     return Check(
         name="Event-loop stall, max",
         stage=stage,
@@ -263,6 +368,58 @@ def _check_stall(recording: Recording, stage: str, stall_ns: int, gc_ns: int) ->
     )
 
 
+def _stamped_by_kernel(recording: Recording) -> bool:
+    """Tell whether all but a few reads have a stamp of the kernel's."""
+    clock = recording.run.get("clock", "")
+    if "kernel" not in clock or "user space" in clock:  # several workers may differ
+        return False
+    unstamped, reads = _reads(recording)
+    return unstamped <= UNSTAMPED_LIMIT * reads
+
+
+def _reads(recording: Recording) -> tuple[int, int]:
+    """Return the reads without a stamp of the kernel's, and all of them."""
+    reads = recording.run.get("reads", {})
+    unstamped = int(reads.get("unstamped", 0))
+    return unstamped, unstamped + int(reads.get("stamped", 0))
+
+
+def _check_clock_steps(recording: Recording, stage: StageWindow) -> Check:
+    """A step is noticed up to a second after it, and until then stamps are off by its size."""
+    times_s = [float(t_s) for t_s in recording.run["clock_steps_s"]]
+    inside = [t_s for t_s in times_s if stage.start_s <= t_s < stage.end_s + _STEP_NOTICED_S]
+    others = len(times_s) - len(inside)
+    return Check(
+        name="Clock steps",
+        stage=stage.name,
+        measured=format_count(len(inside))
+        + (f"; {format_count(others)} outside the stage" if others else ""),
+        must="0",
+        ok=not inside,
+        why="until a step of the wall clock is noticed, a second at most, stamps are off by it",
+        remedy="have the clock slewed, not stepped, while a load runs (chrony, or ntpd -x)",
+    )
+
+
+def _check_unstamped(recording: Recording) -> list[Check]:
+    """Never broken by itself: where there are many, the loop must not stall instead."""
+    unstamped, reads = _reads(recording)
+    if not reads:
+        return []
+    return [
+        Check(
+            name="Reads without a kernel stamp",
+            stage=None,
+            measured=f"{format_count(unstamped)} of {format_count(reads)} "
+            f"({format_share(unstamped / reads)})",
+            must="counted",
+            ok=True,
+            why="such a read is stamped in user space, late if the loop is busy",
+            remedy="",
+        )
+    ]
+
+
 def _run_checks(recording: Recording) -> list[Check]:
     status = recording.run.get("status", "unknown")
     ended = {"running": "never ended (a crash?)", "crashed": "crashed"}.get(status, status)
@@ -273,8 +430,8 @@ def _run_checks(recording: Recording) -> list[Check]:
             name="The run ended by itself",
             stage=None,
             measured=ended,
-            must="complete or interrupted",
-            ok=status in ("complete", "interrupted"),
+            must="complete, interrupted or aborted",
+            ok=status in ("complete", "interrupted", "aborted"),
             why="a crash loses what was in flight",
             remedy="see locust.log in the run's folder",
         ),
@@ -296,7 +453,13 @@ def _run_checks(recording: Recording) -> list[Check]:
             why="they are counted at the edge of the range",
             remedy="set a timeout below 1 h; a negative time means that the clock was changed",
         ),
+        *_check_unstamped(recording),
     ]
+
+
+def _shows_p99(recording: Recording, stage: str) -> bool:
+    series = recording.series(stage, RUN, "send_lag")
+    return series is not None and stats.supported(series.total.n, 0.99)
 
 
 def _send_lag_p99(recording: Recording, stage: str) -> int | None:

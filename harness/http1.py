@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ MAX_BODY_BYTES = 16 << 20
 MAX_HEADERS = 256
 MAX_CHUNK_LINE_BYTES = 4096  # size, extensions and line end
 MAX_LEFTOVER_BYTES = 1024
+_KNOWN_HEADS, _KNOWN_HEAD_BYTES = 256, 1024
 
 try:
     _brotli: Any = importlib.import_module("brotli")
@@ -70,6 +71,8 @@ class Head(NamedTuple):
     http_version: bytes
     """In the form of httpx, `HTTP/1.1`."""
     t_ns: int
+    by_name: Mapping[bytes, bytes]
+    """The headers again, names in lower case, the values of one name joined by commas."""
 
 
 _HEAD, _LENGTH, _TO_EOF, _SIZE, _CHUNK, _TRAILERS, _DONE, _BROKEN = range(8)
@@ -147,10 +150,32 @@ class ResponseReader:
                         self._add(size)
                         self._new.append((data[end + 2 : -2], t_ns))
                         return
+            elif self._mode == _HEAD and self._feed_known(data, t_ns):
+                return
             self._feed_any(data, t_ns)
         except ProtocolViolation:
             self._mode = _BROKEN
             raise
+
+    def _feed_known(self, data: bytes, t_ns: int) -> bool:
+        """Take a whole reply at once if its head was seen before; False, and nothing, if not."""
+        end = data.find(b"\r\n\r\n") + 4
+        parsed = _heads.get(data[:end])
+        if (
+            parsed is None
+            or len(data) - end != parsed.length
+            or end > self.max_head_bytes
+            or self._method == "HEAD"
+            or self.first_t_ns is not None
+        ):
+            return False
+        self.first_t_ns = t_ns
+        self.head = parsed.at(t_ns)
+        self._persistent = parsed.persistent
+        self._add(len(data) - end)
+        self._new.append((data[end:], t_ns))
+        self._finish(t_ns)
+        return True
 
     def _feed_any(self, data: bytes, t_ns: int) -> None:
         if self.first_t_ns is None and data:
@@ -203,20 +228,12 @@ class ResponseReader:
         return at
 
     def _begin(self, block: bytes, t_ns: int) -> None:
-        line = _STATUS_LINE.match(block)
-        if line is None or line[2] < b"100":
-            raise ProtocolViolation(f"not an HTTP/1 status line: {_excerpt(block)}")
-        version, status = line[1].upper(), int(line[2])
-        headers = _fields(block[line.end() :])
-        length, chunked, options = _framing(headers)
-        if status == 101:
-            raise ProtocolViolation("the other side switched protocols, unasked")
+        parsed = _parse_head(block)
+        status, chunked, length = parsed.status, parsed.chunked, parsed.length
         if status < 200:
             return
-        self.head = Head(status, line[3] or b"", headers, version, t_ns)
-        self._persistent = b"close" not in options and (
-            version >= b"HTTP/1.1" or (b"keep-alive" in options and not chunked)
-        )
+        self.head = parsed.at(t_ns)
+        self._persistent = parsed.persistent
         if self._method == "HEAD" or status in {204, 304}:
             self._finish(t_ns)
         elif chunked:
@@ -226,6 +243,7 @@ class ResponseReader:
             self._mode = _TO_EOF
             self._persistent = False
         elif length:
+            _remember(block, parsed)
             self._mode = _LENGTH
             self._left = length
             self._add(length)
@@ -349,6 +367,51 @@ class ResponseReader:
 _Step = Callable[[ResponseReader, bytes, int, int, list[bytes]], int]
 
 
+class _ParsedHead(NamedTuple):
+    """What a head says, whenever it came; several replies may share one, so nobody changes it."""
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+    http_version: bytes
+    by_name: Mapping[bytes, bytes]
+    length: int | None
+    chunked: bool
+    persistent: bool
+
+    def at(self, t_ns: int) -> Head:
+        """Return the head of a reply whose head ended in the read of this stamp."""
+        return Head(self.status, self.reason, self.headers, self.http_version, t_ns, self.by_name)
+
+
+def _parse_head(block: bytes) -> _ParsedHead:
+    line = _STATUS_LINE.match(block)
+    if line is None or line[2] < b"100":
+        raise ProtocolViolation(f"not an HTTP/1 status line: {_excerpt(block)}")
+    version, status = line[1].upper(), int(line[2])
+    headers = _fields(block[line.end() :])
+    by_name = _joined(headers)
+    length, chunked, options = _framing(by_name)
+    if status == 101:
+        raise ProtocolViolation("the other side switched protocols, unasked")
+    persistent = b"close" not in options and (
+        version >= b"HTTP/1.1" or (b"keep-alive" in options and not chunked)
+    )
+    reason = line[3] or b""
+    return _ParsedHead(status, reason, headers, version, by_name, length, chunked, persistent)
+
+
+_heads: dict[bytes, _ParsedHead] = {}
+"""Heads of replies with a length, by their bytes; replies to like requests mostly have the same."""
+
+
+def _remember(block: bytes, parsed: _ParsedHead) -> None:
+    if len(block) <= _KNOWN_HEAD_BYTES:
+        if len(_heads) >= _KNOWN_HEADS:
+            _heads.clear()
+        _heads[block] = parsed
+
+
 def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
     """Header lines with the blank one after them."""
     block = block[: -2 if block.endswith(b"\r\n") else -1]
@@ -363,27 +426,32 @@ def _fields(block: bytes) -> list[tuple[bytes, bytes]]:
     return fields
 
 
-def _framing(headers: list[tuple[bytes, bytes]]) -> tuple[int | None, bool, set[bytes]]:
+def _joined(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the values by name in lower case; what came several times is joined by commas."""
+    by_name = {name.lower(): value for name, value in fields}
+    if len(by_name) < len(fields):
+        by_name = {}
+        for name, value in fields:
+            key = name.lower()
+            by_name[key] = by_name[key] + b", " + value if key in by_name else value
+    return by_name
+
+
+def _framing(by_name: dict[bytes, bytes]) -> tuple[int | None, bool, set[bytes]]:
     """Content-Length, whether chunked, and the options of Connection in lower case."""
-    lengths: set[bytes] = set()
-    codings: list[bytes] = []
-    options: set[bytes] = set()
-    for name, value in headers:
-        key = name.lower()
-        if key == b"content-length":
-            lengths.update(part.strip() for part in value.split(b","))
-        elif key == b"transfer-encoding":
-            codings.append(value.lower())
-        elif key == b"connection":
-            options.update(part.strip() for part in value.lower().split(b","))
-    if codings and codings != [b"chunked"]:
+    codings = by_name.get(b"transfer-encoding")
+    if codings is not None and codings.lower() != b"chunked":
         raise ProtocolViolation(
-            f"Transfer-Encoding {_excerpt(b', '.join(codings))}, only chunked is allowed"
+            f"Transfer-Encoding {_excerpt(codings.lower())}, only chunked is allowed"
         )
-    length = b", ".join(sorted(lengths))  # one, however often it was said
-    if lengths and not (length.isdigit() and len(length) <= 20):
+    length = by_name.get(b"content-length")
+    if length is not None and not length.isdigit():  # it may be said twice, but not differ
+        length = b", ".join(sorted({part.strip() for part in length.split(b",")}))
+    if length is not None and not (length.isdigit() and len(length) <= 20):
         raise ProtocolViolation(f"Content-Length {_excerpt(length)} is not a length")
-    return int(length) if lengths else None, bool(codings), options
+    options = by_name.get(b"connection")
+    said = {part.strip() for part in options.lower().split(b",")} if options else set()
+    return None if length is None else int(length), codings is not None, said
 
 
 @lru_cache(maxsize=1024)

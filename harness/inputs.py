@@ -20,9 +20,9 @@ from __future__ import annotations
 import csv
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
@@ -89,14 +89,14 @@ class Inputs:
     """The inputs of one file, drawn by weight."""
 
     def __init__(self, rows: tuple[Input | _Lengths, ...]) -> None:
-        self._rows = rows
+        self.rows = rows
         self._up_to = list(accumulate(row.weight for row in rows))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> Input:
-        row = self._rows[i]
+        row = self.rows[i]
         return row if isinstance(row, Input) else row.input()
 
     def __iter__(self) -> Iterator[Input]:
@@ -106,7 +106,7 @@ class Inputs:
     def categories(self) -> dict[str, float]:
         """The share of draws, 0 to 1, that falls on each category."""
         weights: dict[str, float] = {}
-        for row in self._rows:
+        for row in self.rows:
             weights[row.category] = weights.get(row.category, 0) + row.weight
         return {category: weight / self._up_to[-1] for category, weight in weights.items()}
 
@@ -129,6 +129,22 @@ def load_inputs(path: Path) -> Inputs:
     if not rows:
         raise PlanError(str(path), "found no inputs; write one JSON object a line")
     return Inputs(tuple(rows))
+
+
+def check_inputs(inputs: Inputs, path: Path, problem_of: Callable[[Line], str | None]) -> None:
+    """Raise PlanError at the first input whose fields are not what they are sent as.
+
+    Of a trace one row stands for all, since their prompts are made alike.
+    """
+    seen_trace = False
+    for i, row in enumerate(inputs.rows):
+        if isinstance(row, _Lengths) and seen_trace:
+            continue
+        seen_trace |= isinstance(row, _Lengths)
+        problem = problem_of(inputs[i].data)
+        if problem is not None:
+            _, place, _ = next(islice(_lines(path), i, None))
+            raise PlanError(place, f"{problem}; name other inputs, or make what is sent of them")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, Line]]:

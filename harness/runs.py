@@ -6,14 +6,14 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.budget import RUN, Budget, parse_budget
-from harness.errors import ExitCode
+from harness.errors import ExitCode, HarnessError
 from harness.plan import Plan, check_steps, masked, secrets
 from harness.recorder import (
     Recording,
@@ -24,13 +24,20 @@ from harness.recorder import (
 )
 from harness.recorder.folder import HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, RUN_FILE
 from harness.swarm import frames
-from harness.swarm.collect import Ended, Workers, check_probes
-from harness.swarm.manifest import describe, interval_for, stage_windows, target_url
+from harness.swarm.abort import Aborted, Watch
+from harness.swarm.collect import Beginning, Ended, Workers, check_probes
+from harness.swarm.manifest import (
+    describe,
+    interval_for,
+    repetition,
+    stage_windows,
+    target_url,
+)
 from harness.swarm.progress import Progress
 from harness.swarm.scan import known_steps
 from harness.verdict import Verdict, judge
 
-_LOG_FILE = "locust.log"
+LOG_FILE = "locust.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,35 +51,40 @@ class Result:
     exit_code: ExitCode
 
 
-def run_plan(plan: Plan, out: Path, on_progress: Callable[[dict[str, Any]], None]) -> Result:
-    """Run a plan's load and judge it.
+def run_plan(
+    plan: Plan,
+    out: Path,
+    on_progress: Callable[[dict[str, Any]], None],
+    *,
+    baseline: Recording | None = None,
+) -> Result:
+    """Run a plan's load, as often as it says, and judge it; regressions against `baseline`.
 
     Raises UserError for a scenario or plan that cannot run, TargetError when the preflight fails;
     no load has run then, and no folder is left.
     """
-    stages = stage_windows(plan)
     interval_ns = interval_for(plan)
     saved = "before the load started; nothing was saved"
     try:
-        with _sigterm_like_ctrl_c():
+        with sigterm_like_ctrl_c():
             with ExitStack() as stack:
                 url = stack.enter_context(target_url(plan))
                 is_new = not out.exists()
                 folder = RunFolder.create(
-                    out, describe(plan, url, stages, interval_ns), secrets=secrets(plan)
+                    out,
+                    describe(plan, url, stage_windows(plan), interval_ns),
+                    secrets=secrets(plan),
                 )
-                undo = stack.enter_context(_removed_on_error(out, is_new=is_new))
-                workers = stack.enter_context(
-                    Workers.started(plan, url, interval_ns=interval_ns, log_path=out / _LOG_FILE)
-                )
-                ready = workers.ready()
-                check_preflight(plan, ready, url)
-                undo.pop_all()
-                saved = f"while reporting; the run is saved, go on with: harness gate {out}"
-                folder.update(clock=ready.clock)
-                progress = Progress(plan, stages, interval_ns / 1e9)
-                ended = _load(plan, workers, folder, progress, on_progress)
-            return judge_folder(out, interrupted=ended.interrupted)
+                undo = stack.enter_context(removed_on_error(out, is_new=is_new))
+                load = _Load(plan, url, folder, interval_ns, on_progress)
+                with load.workers(1) as workers:
+                    ready = workers.ready()
+                    check_preflight(plan, ready, url)
+                    undo.pop_all()
+                    saved = f"while reporting; the run is saved, go on with: harness gate {out}"
+                    folder.update(clock=ready.clock)
+                    ended = load.run(workers)
+            return judge_folder(out, baseline=baseline, interrupted=ended.interrupted)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(saved) from None
 
@@ -86,17 +98,25 @@ def preflight(plan: Plan) -> tuple[str, tuple[frames.Probe, ...]]:
 
 
 def judge_folder(
-    folder: Path, budgets: Sequence[Budget] | None = None, *, interrupted: bool = False
+    folder: Path,
+    plan: Plan | None = None,
+    *,
+    baseline: Recording | None = None,
+    interrupted: bool = False,
 ) -> Result:
-    """Judge a saved run, by its own budgets or by others, and write its reports."""
+    """Judge a saved run, by its own plan's budgets or by another's, and write its reports."""
     recording = load_recording(folder)
-    verdict = judge(recording, budgets_of(recording) if budgets is None else budgets)
-    files = write_reports(folder, recording, verdict)
+    budgets = budgets_of(recording) if plan is None else plan.budgets
+    together = plan.multiple_testing if plan else recording.run.get("multiple_testing", "none")
+    verdict = judge(recording, budgets, baseline=baseline, holm=together == "holm")
+    files = write_reports(folder, recording, verdict, baseline=baseline)
     code = ExitCode.INTERRUPTED if interrupted else verdict.exit_code
     return Result(folder=folder, recording=recording, verdict=verdict, files=files, exit_code=code)
 
 
-def write_reports(folder: Path, recording: Recording, verdict: Verdict) -> tuple[Path, ...]:
+def write_reports(
+    folder: Path, recording: Recording, verdict: Verdict, *, baseline: Recording | None = None
+) -> tuple[Path, ...]:
     """Write every form of the report into the run's folder; returns the files, page first."""
     from harness.report.charts import write_charts
     from harness.report.export import verdict_json
@@ -105,7 +125,7 @@ def write_reports(folder: Path, recording: Recording, verdict: Verdict) -> tuple
     from harness.report.markdown import render_markdown
     from harness.report.page import render_page
 
-    found = findings(recording, verdict)
+    found = findings(recording, verdict, baseline)
     texts = {
         "report.html": render_page(recording, verdict, found),
         "report.md": render_markdown(recording, verdict, found),
@@ -121,9 +141,19 @@ def write_reports(folder: Path, recording: Recording, verdict: Verdict) -> tuple
 def budgets_of(recording: Recording) -> tuple[Budget, ...]:
     """Return the budgets that a run was declared with."""
     return tuple(
-        parse_budget(budget["text"], confidence=budget["confidence"])
+        parse_budget(
+            budget["text"], confidence=budget["confidence"], abort=budget.get("abort", False)
+        )
         for budget in recording.run.get("budgets", ())
     )
+
+
+def without_baseline(budgets: Iterable[Budget]) -> str | None:
+    """Say which budgets cannot be judged without a baseline; None when all can."""
+    texts = [budget.text for budget in budgets if budget.regression]
+    if not texts:
+        return None
+    return f"{', '.join(texts)}: not judged without a run to compare with, --baseline RUN"
 
 
 def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
@@ -136,57 +166,123 @@ def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
         check_steps(plan, known)
 
 
-def _load(
-    plan: Plan,
-    workers: Workers,
-    folder: RunFolder,
-    progress: Progress,
-    on_progress: Callable[[dict[str, Any]], None],
-) -> Ended:
-    """Run the load and save it; the first Ctrl-C drains, the second ends at once."""
-    asked = [0]
+class _Load:
+    """The repetitions of one plan's load, saved into one folder.
 
-    def interrupt(_signal: int, _frame: object) -> None:
-        asked[0] += 1
-        if asked[0] == 1:
-            workers.stop()
-        else:
-            workers.kill()
+    The first Ctrl-C drains what runs, the second ends it at once. No repetition follows either, and
+    none a crash.
+    """
 
-    def note(report: Report) -> None:
-        on_progress(progress.update(report) | {"stopping": asked[0] > 0})
+    def __init__(
+        self,
+        plan: Plan,
+        url: str,
+        folder: RunFolder,
+        interval_ns: int,
+        on_progress: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._plan, self._url, self._folder = plan, url, folder
+        self._interval_ns, self._on_progress = interval_ns, on_progress
+        self._progress = Progress(plan, stage_windows(plan), interval_ns / 1e9)
+        self._workers: Workers | None = None
+        self._asked = 0
+        self._ended = Ended()
+        self._watch = Watch(plan, interval_ns / 1e9)
+        self._watch.begin(stage_windows(plan))
+        self._aborted: Aborted | None = None
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ended = workers.run(folder, note)
-        ended.interrupted |= asked[0] > 0
-        _close(folder, ended, plan)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return ended
+    def workers(self, number: int) -> AbstractContextManager[Workers]:
+        """Start the processes of a repetition; those of the first do the preflight."""
+        return Workers.started(
+            repetition(self._plan, number),
+            self._url,
+            interval_ns=self._interval_ns,
+            log_path=self._folder.path / LOG_FILE,
+            preflight=number == 1,
+        )
+
+    def run(self, first: Workers) -> Ended:
+        """Play the load as often as the plan says, and close the folder."""
+        begin = Beginning.soon()
+        with self._interruptible():
+            self._workers = first
+            self._ended = first.run(self._folder, self._note, begin)
+            first.end()
+            for number in range(2, self._plan.repeat + 1):
+                if not self._asked and not self._aborted and not self._ended.early:
+                    self._repeat(number, begin)
+            self._ended.interrupted = self._asked > 0
+            close_run(self._folder, self._ended, self._plan, self._aborted)
+        return self._ended
+
+    def _repeat(self, number: int, first: Beginning) -> None:
+        self._workers = None
+        with self.workers(number) as workers:
+            self._workers = workers
+            try:
+                workers.ready()
+            except HarnessError as error:
+                if not self._asked:
+                    self._ended.crashed.append(f"repetition {number} did not start: {error}")
+            if self._asked or self._ended.crashed:
+                return
+            begin = first.following(self._interval_ns)
+            begin_s = begin.index * self._interval_ns / 1e9
+            stages = stage_windows(repetition(self._plan, number), begin_s=begin_s, repeat=number)
+            self._progress.begin(number, stages)
+            self._watch.begin(stages)
+            self._folder.update(stages=[*self._folder.run["stages"], *map(asdict, stages)])
+            self._ended.include(workers.run(self._folder, self._note, begin))
+
+    def _note(self, report: Report) -> None:
+        if not self._asked and not self._aborted:
+            self._aborted = self._watch.add(report)
+            if self._aborted and self._workers:
+                self._workers.stop()
+        told = {"stopping": self._asked > 0, "aborted": self._aborted and self._aborted.why}
+        self._on_progress(self._progress.update(report) | told)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        def interrupt(_signal: int, _frame: object) -> None:
+            self._asked += 1
+            if self._workers and self._asked == 1:
+                self._workers.stop()
+            elif self._workers:
+                self._workers.kill()
+
+        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _close(folder: RunFolder, ended: Ended, plan: Plan) -> None:
+def close_run(folder: RunFolder, ended: Ended, plan: Plan, aborted: Aborted | None = None) -> None:
+    """Write down how a load ended, and close its folder."""
     if ended.stopped_s is not None:
         end_s = max(ended.stopped_s, folder.run["interval_s"])
         begun = [stage for stage in folder.run["stages"] if stage["start_s"] < end_s]
         folder.update(stages=[{**stage, "end_s": min(stage["end_s"], end_s)} for stage in begun])
-    status = "interrupted" if ended.interrupted else "crashed" if ended.crashed else "complete"
+    early = "interrupted" if ended.interrupted else "crashed" if ended.crashed else None
     folder.update(
-        status=status,
+        status=early or ("aborted" if aborted else "complete"),
+        **({"aborted": asdict(aborted)} if aborted else {}),
         ended_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         crashed=ended.crashed,
         lost_reports=ended.lost_reports,
         first_failure=masked(plan, ended.first_failure or "") or None,
         retries=ended.retries,
+        reads={"stamped": ended.stamped, "unstamped": ended.unstamped},
+        clock_steps_s=sorted(ended.stepped_s),
         clock=" and ".join(sorted(ended.clocks)) or folder.run.get("clock"),
     )
     folder.close()
 
 
 @contextmanager
-def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[ExitStack]:
+def removed_on_error(folder: Path, *, is_new: bool) -> Iterator[ExitStack]:
     """Remove what a run made when no load has started; `pop_all` on what is yielded keeps it.
 
     A folder that was there before may hold other people's files: it stays, with them.
@@ -194,13 +290,15 @@ def _removed_on_error(folder: Path, *, is_new: bool) -> Iterator[ExitStack]:
     with ExitStack() as undo:
         if is_new:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        for name in (RUN_FILE, HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, _LOG_FILE):
+        for name in (RUN_FILE, HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, LOG_FILE):
             undo.callback((folder / name).unlink, missing_ok=True)
         yield undo
 
 
 @contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let a SIGTERM end what runs inside as a Ctrl-C does."""
+
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 

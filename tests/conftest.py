@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 import signal
+import subprocess
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,56 @@ def require() -> Callable[[str], str]:
     return _require
 
 
+_EXPIRED = """
+[ca]
+default_ca = ours
+[ours]
+database = index
+serial = serial
+new_certs_dir = .
+default_md = sha256
+policy = any
+x509_extensions = here
+[any]
+commonName = supplied
+[here]
+subjectAltName = IP:127.0.0.1
+basicConstraints = critical,CA:FALSE
+"""
+
+
+@pytest.fixture(scope="session")
+def authority(
+    tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], str]
+) -> dict[str, Path]:
+    """A certificate authority of our own: what it says of us, of another, and said too long ago."""
+    folder = tmp_path_factory.mktemp("ca")
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+
+    def openssl(*arguments: str) -> None:
+        command = [require("openssl"), *arguments]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+    def make(name: str, *more: str) -> None:
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        openssl("req", "-x509", "-days", "2", *options, "-subj", f"/CN={name}", *files, *more)
+
+    by_us = ["-CA", "ca.pem", "-CAkey", "ca.key"]
+    not_ca = ["-addext", "basicConstraints=critical,CA:FALSE"]
+    here = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    make("ca")
+    make("cert", *by_us, *not_ca, *here)
+    make("other", *by_us, *not_ca, "-addext", "subjectAltName=DNS:other.test")
+    (folder / "ca.cnf").write_text(_EXPIRED)
+    (folder / "index").touch()
+    files = ["-keyout", "expired.key", "-out", "expired.csr"]
+    openssl("req", "-new", *options, "-subj", "/CN=expired", *files)
+    times = ["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"]
+    files = ["-cert", "ca.pem", "-keyfile", "ca.key", "-in", "expired.csr", "-out", "expired.pem"]
+    openssl("ca", "-batch", "-config", "ca.cnf", "-create_serial", "-notext", *times, *files)
+    return {name: folder / f"{name}.pem" for name in ("ca", "cert", "other", "expired")}
+
+
 def stage(
     name: str = "steady", start_s: float = 0, end_s: float = 20, **more: Any
 ) -> dict[str, Any]:
@@ -46,7 +97,7 @@ def limits_of(budgets: Iterable[Budget]) -> Limits:
     budgets = tuple(budgets)
     thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
     for budget in budgets:
-        if budget.quantile is not None:
+        if budget.counted:
             key = (budget.step, budget.metric)
             thresholds[key] = (*thresholds.get(key, ()), budget.threshold)
     return Limits(

@@ -90,7 +90,8 @@ class Build:
         }
         self.at(t_s, lambda r: _count(r.load(stage), "planned", "sent"))
         self.at(end_s, lambda r: r.journey(row))
-        self.at(end_s, lambda r: _count(r.load(stage), "failed" if failure else "finished"))
+        ended = ("finished", "failed") if failure else ("finished",)
+        self.at(end_s, lambda r: _count(r.load(stage), *ended))
         for second in range(int(t_s), int(end_s) + 1):
             self.held[second] += 1
         if failure is None:
@@ -163,7 +164,7 @@ def limits_of(budgets: Sequence[Budget]) -> Limits:
 STAGES = (
     StageWindow("warmup", 0, 60, False, "poisson 10/s", 10.0),
     StageWindow("steady", 60, 360, True, "poisson 20/s", 20.0),
-    StageWindow("spike", 360, 420, True, "poisson 60/s", 60.0),
+    StageWindow("spike", 360, 560, True, "poisson 60/s", 60.0),
 )
 BUDGETS = (
     ("chat.ttft p99 < 800ms", None),
@@ -309,7 +310,7 @@ def many_steps() -> tuple[Recording, Verdict]:
         for i in range(199)
     ]
     steps = [(n, 10.0 + i % 7, 0.4) for i, n in enumerate(names)] + [("answer/generate", 800, 0.3)]
-    stages = (StageWindow("spike", 0, 30, True, "poisson 95/s", 95.0),)
+    stages = (StageWindow("spike", 0, 60, True, "poisson 95/s", 95.0),)
     texts = [(f"{n}.e2el p95 < 40ms", "spike") for n in names[:38]]
     texts += [("answer/generate.e2el p95 < 1500ms", "spike"), ("chat.ttft p99 < 800ms", "spike")]
     chosen = budgets(texts)
@@ -334,7 +335,7 @@ def tiny() -> tuple[Recording, Verdict]:
 
 @cache
 def sweep() -> tuple[Recording, Verdict]:
-    """Five load levels of 40 s; chat.ttft breaks its limit from the fourth on."""
+    """Five load levels of 150 s; chat.ttft breaks its limit from the fourth on."""
     chosen = budgets(
         [
             ("chat.ttft p95 < 800ms", None),
@@ -345,14 +346,14 @@ def sweep() -> tuple[Recording, Verdict]:
         ]
     )
     stages = [
-        StageWindow(f"level-{i + 1}", 40 * i, 40 * i + 40, True, f"constant {r}/s", r)
+        StageWindow(f"level-{i + 1}", 150 * i, 150 * i + 150, True, f"constant {r}/s", r)
         for i, r in enumerate((10.0, 20.0, 30.0, 40.0, 50.0))
     ]
     recording = build(
         stages=stages,
         chosen=chosen,
         seed=4,
-        worse=lambda t_s: (1.0, 1.05, 1.2, 1.9, 3.0)[int(t_s // 40)],
+        worse=lambda t_s: (1.0, 1.05, 1.2, 1.9, 3.0)[int(t_s // 150)],
     )
     return recording, judge(recording, chosen)
 

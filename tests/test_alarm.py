@@ -81,6 +81,82 @@ def test_cancel_wakes_early(way: str) -> None:
     assert time.monotonic_ns() < due_ns
 
 
+def test_what_is_to_be_done_then_is_done_in_the_hub_before_the_sleeper_goes_on(way: str) -> None:
+    alarm, calls = made(way), []
+
+    def note() -> None:
+        calls.append((gevent.getcurrent() is gevent.get_hub(), time.monotonic_ns() >= due_ns))
+
+    for _ in range(5):
+        due_ns = in_ns(2 * MS)
+        alarm.sleep_until(due_ns, note)
+        assert calls == [(True, True)]
+        calls.clear()
+    alarm.sleep_until(in_ns(MS))
+    assert calls == []  # the sleep after it has nothing to do
+
+
+def test_what_is_to_be_done_then_may_fail_and_the_sleeper_hears_of_it(way: str) -> None:
+    alarm = made(way)
+    with pytest.raises(ZeroDivisionError):
+        alarm.sleep_until(in_ns(MS), lambda: 1 // 0)
+    due_ns = in_ns(MS)
+    alarm.sleep_until(due_ns)
+    assert time.monotonic_ns() >= due_ns
+
+
+def test_no_rest_of_the_poller_goes_beyond_the_next_alarm(way: str) -> None:
+    alarm = made(way)
+    for sleep_ns in (MS, 5 * MS):
+        due_ns = in_ns(sleep_ns)
+        alarm.sleep_until(due_ns)
+        assert alarm._poller.rest_until_ns <= due_ns or way == "no timerfd"
+
+
+def test_cancel_leaves_undone_what_was_to_be_done_then(way: str) -> None:
+    alarm, calls = made(way), []
+    sleeping = gevent.spawn(alarm.sleep_until, in_ns(20 * MS), lambda: calls.append(1))
+    gevent.sleep(0)
+    alarm.cancel()
+    sleeping.join(20)
+    alarm.sleep_until(in_ns(30 * MS))
+    assert calls == []
+
+
+def test_the_lead_comes_to_be_what_nine_of_ten_wake_ups_take(way: str) -> None:
+    alarm, rng = made(way), random.Random(3)
+
+    def delay_ns() -> int:
+        if rng.random() < 0.05:
+            return 4 * MS  # preempted: no lead helps
+        return round(rng.gauss(30_000, 5_000))
+
+    for _ in range(3000):
+        alarm._learn(delay_ns())
+    delays = [delay for delay in (delay_ns() for _ in range(3000)) if delay < MS]
+    in_time = sum(delay <= alarm._lead_ns for delay in delays) / len(delays)
+    assert 0.8 < in_time < 0.97
+
+
+def test_each_wake_up_by_timerfd_moves_the_lead(way: str) -> None:
+    alarm = made(way)
+    before_ns = alarm._lead_ns
+    with gevent.Timeout(20):
+        while alarm._lead_ns == before_ns and way == "timerfd":
+            alarm.sleep_until(in_ns(MS))
+
+
+def test_of_a_short_sleep_a_tenth_at_most_is_spun(way: str) -> None:
+    alarm = made(way)
+    if way == "no timerfd":
+        return  # gevent's timers are not set early
+    alarm._lead_ns = 90_000
+    for sleep_ns, most_ns in ((200_000, 20_000), (10 * MS, 90_000)):
+        due_ns = in_ns(sleep_ns)
+        alarm.sleep_until(due_ns)
+        assert 0 <= due_ns - alarm._armed_ns <= most_ns
+
+
 def test_cancel_with_nobody_asleep_leaves_the_next_sleep_whole(way: str) -> None:
     alarm = made(way)
     alarm.cancel()

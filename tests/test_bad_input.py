@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -217,6 +218,22 @@ def test_a_step_in_the_preflight_that_a_budget_misspells_is_suggested(folder: Pa
         message = refusal(invoked("check", "plan.yaml", "--target", url), 2)
     assert message.startswith('plan.yaml:6:5: found the step "perdict"; the scenario has predict')
     assert 'did you mean "predict"' in message
+
+
+def test_inputs_of_another_dialect_than_a_task_sends_them_in_are_refused_before_the_load(
+    folder: Path,
+) -> None:
+    rows = [{"input": "a", "weight": 1e6}, {"messages": [{"role": "user", "content": "b"}]}]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "scenario.py").write_text(PREDICT.replace(
+        'self.predict({"instances": [[1.0]]})', "self.embed(self.next_input(), step='predict')"
+    ))  # fmt: skip
+    (folder / "plan.yaml").write_text(PLAN + "inputs: rows.jsonl\n")
+    with serving(lambda asked, _: asked.reply(200, {"data": [{"embedding": [1.0]}]})) as url:
+        message = refusal(invoked("run", "plan.yaml", "--target", url, "--out", "run"), 2)
+    assert "rows.jsonl:2: an input for openai-embeddings needs 'input' or 'prompt'" in message
+    assert "found 'messages'; name other inputs" in message
+    assert not (folder / "run").exists()
 
 
 # --- targets -------------------------------------------------------------------------------------

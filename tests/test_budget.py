@@ -48,6 +48,39 @@ def test_every_kind_of_metric_has_its_statistic_and_unit(
     assert budget.upper == ("<" in text)
 
 
+@pytest.mark.parametrize(
+    ("text", "statistic", "limit"),
+    [
+        ("chat.e2el p99 regression < 5%", "p99", 0.05),
+        ("chat.e2el mean regression <= 2.5%", "mean", 0.025),
+        ("chat.output_tokens p50 regression < 10%", "p50", 0.1),
+        ("chat.error_rate regression < 0.1%", "", 0.001),
+        ("run.goodput regression < 1% in steady", "", 0.01),
+    ],
+)
+def test_a_regression_is_limited_by_a_share(text: str, statistic: str, limit: float) -> None:
+    budget = parse_budget(text)
+    assert (budget.text, budget.statistic, budget.limit) == (text, statistic, limit)
+    assert (budget.regression, budget.kind, budget.time_unit) == (True, "share", None)
+    assert not budget.counted
+    assert budget.subject.endswith("regression")
+
+
+def test_a_window_is_said_in_the_sentence_or_beside_it() -> None:
+    budget = parse_budget("chat.e2el p99<2s over 2500 ms in steady")
+    assert budget.over_ns == 2_500_000_000
+    assert budget.text == "chat.e2el p99 < 2s over 2.5s in steady"
+    assert budget.subject == "chat.e2el p99 in each 2.5s"
+    assert parse_budget("chat.e2el p99 < 2s in steady", over_ns=2_500_000_000) == budget
+    with pytest.raises(BudgetSyntaxError, match='its "over" says "3s"'):
+        parse_budget(budget.text, over_ns=3_000_000_000)
+
+
+def test_windows_mean_something_where_samples_are_counted() -> None:
+    for text in ("chat.itl p50 < 1s", "chat.error_rate < 1%", "run.goodput > 90%"):
+        assert parse_budget(f"{text} over 10s").over_ns == 10_000_000_000
+
+
 TIMES = sorted(name for name, metric in METRICS.items() if metric.kind == "time")
 SEGMENTS = st.from_regex(r"[A-Za-z0-9_-]{1,8}", fullmatch=True)
 GAPS = st.sampled_from(["", " ", "  ", "\t"])
@@ -61,6 +94,7 @@ GAPS = st.sampled_from(["", " ", "  ", "\t"])
     st.decimals("0.001", "999", places=3),
     st.sampled_from(["us", "ms", "s", "m"]),
     st.none() | SEGMENTS,
+    st.none() | st.integers(10, 99_999).map(lambda tenths: tenths * 100_000_000),
     GAPS,
 )
 def test_a_normalised_budget_reads_back_as_itself(
@@ -71,12 +105,16 @@ def test_a_normalised_budget_reads_back_as_itself(
     number: object,
     unit: str,
     stage: str | None,
+    over_ns: int | None,
     gap: str,
 ) -> None:
-    where = f" in {stage}" if stage else ""
+    over_ns = over_ns if statistic.startswith("p") else None
+    where = f" over {over_ns / 1e9:.15g}s" if over_ns else ""
+    where += f" in {stage}" if stage else ""
     budget = parse_budget(f"{gap}{step}.{metric} {statistic}{gap}{op}{gap}{number}{unit}{where}")
     assert budget.text == f"{step}.{metric} {statistic} {op} {number}{unit}{where}"
     assert parse_budget(budget.text) == budget
+    assert budget.over_ns == over_ns
 
 
 def column_of(text: str) -> int:
@@ -140,6 +178,26 @@ ALL_METRICS = ", ".join(METRICS)
         ("chat.ttft p99 < 5s please", 20, "in STAGE"),
         ("chat.ttft p99 < 5s in", 22, "a stage's name"),
         ("chat.ttft p99 < 5s in a b", 25, "nothing may follow"),
+        ("chat.ttft p99 increase < 5%", 15, 'did you mean "regression"?'),
+        ("chat.ttft p99 regresion < 5%", 15, 'did you mean "regression"?'),
+        ("chat.ttft regression < 5%", 11, "allowed are p50"),
+        ("chat.ttft max regression < 5%", 15, "the maximum, a fact about one run"),
+        ("chat.rate regression < 5%", 11, "the rate, a fact about one run"),
+        ("chat.ttft p99 regression > 5%", 26, 'did you mean "<"?'),
+        ("chat.goodput regression >= 5%", 25, 'did you mean "<="?'),
+        ("chat.ttft p99 regression < 5ms", 28, "a regression is limited by a share"),
+        ("chat.ttft p99 regression < 5", 28, "write 5%"),
+        ("chat.ttft p99 regression < 0%", 28, "allow a margin"),
+        ("chat.ttft p99 regression", 25, "the budget ends"),
+        ("chat.ttft p99 < 5s over", 24, "like over 10s"),
+        ("chat.ttft p99 < 5s over 10", 25, "write 10ms or 10s"),
+        ("chat.ttft p99 < 5s over 500ms", 25, "1s or more"),
+        ("chat.ttft p99 < 5s over 1.25s", 25, "in steps of 100ms"),
+        ("chat.ttft p99 < 5s in steady over 10s", 30, "nothing may follow"),
+        ("chat.ttft max < 5s over 10s", 11, "no such count"),
+        ("chat.ttft mean < 5s over 10s", 11, "no such count"),
+        ("chat.rate > 5/s over 10s", 6, "no such count"),
+        ("chat.ttft p99 regression < 5% over 10s", 11, "ttft p99 regression has no such count"),
     ],
 )
 def test_a_mistake_is_refused_at_its_column_with_what_is_allowed(
@@ -149,6 +207,29 @@ def test_a_mistake_is_refused_at_its_column_with_what_is_allowed(
         parse_budget(text)
     assert caught.value.column == column
     assert words in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("chat.ttft p99 < 5s", True),
+        ("chat.ttft p99 < 5s over 10s", True),
+        ("chat.ttft max < 5s", True),
+        ("chat.error_rate < 1%", True),
+        ("chat.output_tokens p50 > 5", True),
+        ("chat.ttft mean < 5s", False),
+        ("chat.rate > 5/s", False),
+        ("chat.ttft p99 regression < 5%", False),
+    ],
+)
+def test_only_a_budget_that_can_be_lost_before_the_end_may_end_the_load(
+    text: str, allowed: bool
+) -> None:
+    if allowed:
+        assert parse_budget(text, abort=True).abort
+        return
+    with pytest.raises(BudgetSyntaxError, match="not known before the end"):
+        parse_budget(text, abort=True)
 
 
 def test_a_stage_said_twice_must_be_the_same() -> None:
@@ -180,6 +261,7 @@ def test_a_good_request_meets_the_strictest_limit_of_each_metric() -> None:
             "chat.e2el mean < 1s",
             "chat.itl p99 < 60ms",
             "chat.error_rate < 1%",
+            "chat.e2el p99 regression < 1%",
             "answer/generate.ttft p99 < 100ms",
             "answer/generate.ttft p50 < 50ms in peak",
         )

@@ -298,3 +298,63 @@ def test_each_arrival_has_a_number_of_its_own_by_its_place_in_the_plan() -> None
 def test_enough_users_are_made_and_not_many_more() -> None:
     world = World([constant("steady", 400, S // 4)], pause(0.25)).run()
     assert 90 <= world.most["steady"] <= world.made < 250
+
+
+def test_from_the_hub_an_arrival_is_handed_over_at_once_from_a_greenlet_later() -> None:
+    line, events = dispatch._Line(), list[Any]()
+    taking = [gevent.spawn(lambda: events.append(line.get())) for _ in range(2)]
+    gevent.sleep(0)
+
+    def hand(arrival: Arrival) -> None:
+        line.put(arrival)
+        events.append("handed")
+
+    one, two = (Arrival("s", number, number) for number in (1, 2))
+    gevent.get_hub().loop.run_callback(hand, one)
+    gevent.sleep(0)
+    assert events == [one, "handed"]
+    hand(two)
+    gevent.joinall(taking, timeout=5)
+    assert events == [one, "handed", "handed", two]
+
+
+def test_who_waits_longest_is_next_and_who_was_killed_takes_nothing() -> None:
+    line, events = dispatch._Line(), list[Any]()
+    killed, first, second = (
+        gevent.spawn(lambda name=name: events.append((name, line.get())))
+        for name in ("killed", "first", "second")
+    )
+    gevent.sleep(0)
+    killed.kill()
+    arrivals = [Arrival("s", number, number) for number in range(3)]
+    for arrival in arrivals:
+        line.put(arrival)
+    gevent.joinall([first, second], timeout=5)
+    assert events == [("first", arrivals[0]), ("second", arrivals[1])]
+    assert line.clear() == arrivals[2:]
+    assert line.clear() == []
+
+
+def test_users_whose_making_blocks_hold_up_no_arrival() -> None:
+    class Slow(World):
+        def _spawn(self, user_class: str, count: int) -> list[Any]:
+            gevent.sleep(0.005)
+            return super()._spawn(user_class, count)
+
+    world = Slow([constant("steady", 400, S // 4)], pause(0.1)).run()
+    assert world.loads["steady"].finished == 100
+
+
+def test_a_task_that_never_waits_leaves_the_others_their_turn() -> None:
+    turns: list[int] = []
+
+    def count_turns() -> None:
+        while True:
+            turns.append(1)
+            gevent.sleep(0.001)
+
+    counting = gevent.spawn(count_turns)
+    world = World([closed("steady", 2, S // 10)]).run()
+    counting.kill()
+    assert world.loads["steady"].finished > 10
+    assert len(turns) > 5

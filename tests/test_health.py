@@ -10,7 +10,8 @@ import pytest
 from conftest import stage
 
 from harness.budget import parse_budget
-from harness.health import Check, Health, assess
+from harness.errors import RecordingError
+from harness.health import MOST_WORKERS, Check, Health, assess, wait_ratio, workers_for_wait
 from harness.recorder import Recorder, Recording, load_recording
 
 MS = 1_000_000
@@ -30,6 +31,15 @@ def steady(
             setattr(counters, name, value)
 
     return fill
+
+
+def stalled(recording: Recording, stall_ms: int) -> Recording:
+    """The run with one stall of the loop in it, and a collection of 7 ms."""
+    path = recording.folder / "intervals.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3] |= {"stall_ns": stall_ms * MS, "gc_ns": 7 * MS}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return load_recording(recording.folder)
 
 
 def check(health: Health, name: str, where: str | None = "steady") -> Check:
@@ -130,13 +140,110 @@ def test_sends_may_be_late_by_a_twentieth_of_the_tightest_time_from_the_start(
 
 
 @pytest.mark.parametrize(
-    ("cpu", "words"), [(0.9, "--workers 2 would halve"), (0.2, "quieter machine"), (None, "lower")]
-)
+    ("cpu", "run", "words"),
+    [
+        (0.9, {}, "used 90 % of its core: --workers 2 would cut the send lag to about 4.55 ms, by"),
+        (0.9, {"machine": {"cores": 2}}, "--workers 2 would cut"),
+        (0.9, {"workers": 4}, "of the core of its busiest worker: --workers 6 would cut"),
+        (0.6, {}, "--workers 3 would cut the send lag to about 8.33 ms"),  # 2 would leave 14 ms
+        (0.9, {"machine": {"cores": 1}},
+         ("about 2 workers are needed by estimate, this machine has 1 core: use a larger machine, or "
+         "50 % of the load")),
+        (0.2, {}, "used 20 % of its core, so other work kept it waiting: use a quieter machine"),
+        (None, {}, "lower the rate, use more workers"),
+    ],
+)  # fmt: skip
 def test_a_late_generator_is_told_what_would_help(
-    save_run: SaveRun, cpu: float | None, words: str
+    save_run: SaveRun, cpu: float | None, run: dict[str, Any], words: str
 ) -> None:
-    late = check(assess(save_run(steady(lag=50 * MS), cpu=cpu)), "Send lag")
-    assert words in late.remedy
+    late = check(assess(save_run(steady(lag=50 * MS), cpu=cpu, **run)), "Send lag")
+    assert words in late.remedy.replace("\u202f", " ")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "workers", "wanted"), [(0.9, 1, 2), (0.6, 1, 2), (1.0, 3, 5), (0.9, 4, 6), (1.0, 6, 10)]
+)
+def test_a_busy_generator_is_told_how_many_workers_its_cpu_asks_for(
+    save_run: SaveRun, cpu: float, workers: int, wanted: int
+) -> None:
+    recording = save_run(steady(sent=40), cpu=cpu, workers=workers)
+    for name in ("Generator CPU", "Planned rate"):
+        remedy = check(assess(recording), name).remedy.replace("\u202f", " ")
+        assert f"--workers {wanted} would bring it to about 60 %, by estimate" in remedy
+
+
+@pytest.mark.parametrize("cpu", [0.5, 0.8, 1.0])
+@pytest.mark.parametrize("workers", [1, 7])
+@pytest.mark.parametrize("ratio", [1e-9, 0.01, 0.5])
+def test_the_workers_for_a_wait_are_the_fewest_that_suffice(
+    cpu: float, workers: int, ratio: float
+) -> None:
+    wanted = workers_for_wait(cpu, workers, ratio)
+    assert wanted == MOST_WORKERS or wait_ratio(cpu, workers / wanted) < ratio
+    assert wait_ratio(cpu, workers / (wanted - 1)) >= ratio
+
+
+def test_the_wait_follows_pollaczek_and_khinchine() -> None:
+    assert wait_ratio(0.8, 0.5) == pytest.approx((0.4 / 0.6) / (0.8 / 0.2))
+    assert wait_ratio(0.5, 1) == 1
+
+
+KERNEL = "monotonic, kernel receive stamps (SO_TIMESTAMPNS)"
+
+
+@pytest.mark.parametrize(
+    ("steps_s", "broken", "measured"),
+    [
+        ([], [], ["0", "0"]),
+        ([9.9], ["one"], ["1", "0; 1 outside the stage"]),
+        ([10.5], ["one", "two"], ["1", "1"]),
+        ([11.5], ["two"], ["0; 1 outside the stage", "1"]),
+        ([-0.2, 21.5], [], ["0; 2 outside the stage", "0; 2 outside the stage"]),
+    ],
+)
+def test_a_step_of_the_clock_breaks_the_stages_in_which_it_moved_stamps(
+    save_run: SaveRun, steps_s: list[float], broken: list[str], measured: list[str]
+) -> None:
+    """It is noticed a second late at most, so that it may belong to what ended a second before."""
+    stages = [stage("one", 0, 10), stage("two", 10, 20)]
+    health = assess(save_run(steady(), stages=stages, clock=KERNEL, clock_steps_s=steps_s))
+    found = [check(health, "Clock steps", name) for name in ("one", "two")]
+    assert [c.measured for c in found] == measured
+    assert [c.stage for c in found if not c.ok] == broken
+
+
+def test_steps_are_no_matter_where_the_kernel_does_not_stamp(save_run: SaveRun) -> None:
+    health = assess(save_run(steady(), clock="monotonic, user space", clock_steps_s=[3.0]))
+    assert not any(c.name == "Clock steps" for c in health.checks)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"clock_steps_s": ["x"]},
+        {"clock_steps_s": 3},
+        {"reads": {"stamped": None}},
+        {"reads": [1]},
+        {"machine": {"cores": "two"}},
+        {"machine": 2},
+    ],
+    ids=str,
+)
+def test_a_damaged_fact_makes_no_run_of_ours(save_run: SaveRun, damage: dict[str, Any]) -> None:
+    with pytest.raises(RecordingError):
+        save_run(steady(), **damage)
+
+
+@pytest.mark.parametrize(("unstamped", "ok"), [(10, True), (11, False)])
+def test_reads_without_a_kernel_stamp_are_counted_and_many_make_a_stall_matter(
+    save_run: SaveRun, unstamped: int, ok: bool
+) -> None:
+    reads = {"stamped": 1000 - unstamped, "unstamped": unstamped}
+    health = assess(stalled(save_run(steady(), clock=KERNEL, reads=reads), 900))
+    told = check(health, "Reads without a kernel stamp", None)
+    assert told.measured.startswith(f"{unstamped} of 1,000 (1")
+    assert told.ok
+    assert check(health, "Event-loop stall").ok is ok
 
 
 def test_one_late_send_in_two_hundred_is_no_slow_generator(save_run: SaveRun) -> None:
@@ -299,12 +406,7 @@ def test_the_processor_is_judged_within_the_stage_only(save_run: SaveRun) -> Non
 def test_a_stalled_loop_makes_a_stage_unfit_only_where_the_loop_itself_stamps(
     save_run: SaveRun, clock: str, stall_ms: int, ok: bool
 ) -> None:
-    recording = save_run(steady(), clock=clock)
-    path = recording.folder / "intervals.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[3] |= {"stall_ns": stall_ms * MS, "gc_ns": 7 * MS}
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = check(assess(load_recording(recording.folder)), "Event-loop stall")
+    found = check(assess(stalled(save_run(steady(), clock=clock), stall_ms)), "Event-loop stall")
     assert found.ok is ok
     assert f"{stall_ms} ms".replace(" ", "\u202f") in found.measured
     assert "7\u202fms" in found.measured

@@ -107,6 +107,7 @@ WHOLE = {  # name: (reply, method, status, body, keep_alive)
     "line ends of both kinds": (b"HTTP/1.1 200 OK\r\nContent-Length: 1\n\r\nx", "GET", 200, b"x", True),
     "no headers": (b"HTTP/1.1 204 \r\n\r\n", "GET", 204, b"", True),
     "blank lines before": (b"\r\n\n\r\n" + OK + b"Content-Length: 1\r\n\r\nx", "GET", 200, b"x", True),
+    "chunked beside its own length": (OK + b"Content-Length: 11\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", "GET", 200, b"x", False),
     "lower case": (b"http/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", "GET", 200, b"x", True),
 }  # fmt: skip
 TO_CLOSE = {
@@ -131,6 +132,35 @@ def test_a_reply_is_complete_with_its_last_byte_however_it_is_cut(name, cut):
     assert reader.take() == []
     reader.eof(99)
     assert reader.end_t_ns == len(reads) - 1
+
+
+def outcome_of(raw, method, **limits):
+    """What a reader says of a reply that comes in one read."""
+    try:
+        reader, pieces = read([raw], method=method, **limits)
+    except ProtocolViolation as error:
+        return str(error)
+    end = (reader.complete, reader.first_t_ns, reader.end_t_ns, reader.keep_alive, reader.leftover)
+    return reader.head, pieces, end
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("extra", [b"", b"x", b"hello"])
+@pytest.mark.parametrize("limits", [{}, {"max_body_bytes": 0}, {"max_head_bytes": 20}])
+def test_a_head_that_was_seen_before_changes_nothing(method, extra, limits):
+    for raw, *_ in [*WHOLE.values(), *TO_CLOSE.values()]:
+        http1._heads.clear()
+        first = outcome_of(raw + extra, method, **limits)
+        outcome_of(raw, "GET")
+        assert outcome_of(raw + extra, method, **limits) == first
+
+
+def test_heads_are_remembered_up_to_a_bound():
+    http1._heads.clear()
+    for number in range(http1._KNOWN_HEADS + 5):
+        read([OK + b"Content-Length: 1\r\nx-request-id: %d\r\n\r\nx" % number])
+    read([OK + b"Content-Length: 1\r\nlong: %b\r\n\r\nx" % (b"x" * http1._KNOWN_HEAD_BYTES)])
+    assert len(http1._heads) == 5
 
 
 @settings(max_examples=300, deadline=None)
@@ -188,6 +218,12 @@ def test_the_head_has_what_was_sent_and_the_stamp_of_the_read_that_ended_it():
         ],
         http_version=b"HTTP/1.1",
         t_ns=3,
+        by_name={
+            b"server": b"a b, \xff;\x01",
+            b"x-folded": b"one  two",
+            b"empty": b"",
+            b"content-length": b"2, 2",
+        },
     )
     assert (reader.first_t_ns, reader.end_t_ns) == (0, 4)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from harness import apis
 from harness.errors import PlanError
-from harness.inputs import load_inputs
+from harness.inputs import check_inputs, load_inputs
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -154,6 +156,37 @@ def test_a_line_that_cannot_be_sent_is_named_with_what_is_allowed(
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no such file"):
         load_inputs(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "line", "words"),
+    [
+        ("openai-embeddings", {"messages": [{"role": "user"}]}, "needs 'input' or 'prompt'; found 'messages'"),
+        ("openai-completions", {"input": "a"}, "needs 'prompt'; found 'input'"),
+        ("openai-chat", {"instances": [1]}, "needs 'messages' or 'prompt'; found 'instances'"),
+        ("openai-chat", {"payload": {"x": 1}}, "found 'x'"),
+    ],
+)  # fmt: skip
+def test_the_first_input_that_a_dialect_cannot_send_is_named(
+    tmp_path: Path, dialect: str, line: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "inputs.jsonl"
+    path.write_text(f'{{"prompt": "fine"}}\n\n{{"prompt": "so is this"}}\n{json.dumps(line)}\n')
+    inputs = load_inputs(path)
+    with pytest.raises(PlanError) as caught:
+        check_inputs(inputs, path, partial(apis.problem_of, apis.api(dialect)))
+    assert caught.value.place == f"{path}:4"
+    assert words in caught.value.problem
+    check_inputs(inputs, path, partial(apis.problem_of, apis.api("json")))
+
+
+def test_of_a_trace_no_more_than_one_prompt_is_made_to_check_it(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    row = {"input_length": 9, "output_length": 9}
+    path.write_text(f"{json.dumps(row)}\n" * 5)
+    asked: list[object] = []
+    check_inputs(load_inputs(path), path, asked.append)
+    assert len(asked) == 1
 
 
 def test_our_own_sample_has_four_categories_and_suits_every_dialect_of_text() -> None:

@@ -32,7 +32,7 @@ PLAN = """
 target: { url: "${TARGET:-embedded}", api: json }
 scenario: scenario.py
 load: { name: steady, arrivals: constant 10/s, for: 10m }
-budgets: [predict.e2el p50 < 30s, predict.error_rate < 99%]
+budgets: [predict.e2el max < 30s, predict.rate > 0.1/s]
 """
 
 
@@ -131,7 +131,7 @@ def test_a_signal_in_the_preflight_ends_at_once_and_leaves_nothing(
 def test_ctrl_c_while_a_saved_run_is_judged_ends_with_130(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.runs.judge_folder", interrupted)
@@ -194,7 +194,7 @@ def test_a_worker_that_is_done_before_the_others_has_not_crashed(folder: Path) -
             "run", "plan.yaml", "--workers", 2, "--seed", 9, "--out", "run",
             cwd=folder, command=CALM, TARGET=url, SLOW_ONE=str(folder / "slow"),
         )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 4), done.stdout + done.stderr  # a second is little evidence
     run = run_json(folder / "run")
     assert (run["workers"], run["seed"]) == (2, 9)
     assert (run["status"], run["crashed"], run["lost_reports"]) == ("complete", [], 0)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,8 @@ from harness.plan import (
     plan_from_options,
     secrets,
 )
+from harness.runs import budgets_of
+from harness.swarm.manifest import describe, stage_windows
 
 PLAN = """\
 target:
@@ -38,6 +41,14 @@ budgets:
   - { budget: "chat.e2el p99.9 < 10s", confidence: 0.99, stage: steady }
 seed: ${SEED:-42}
 """
+FULL = (
+    PLAN
+    + """\
+repeat: ${REPEAT:-5}
+abort_on: [overload, errors]
+multiple_testing: holm
+"""
+)
 MINIMAL = """\
 target: { url: embedded }
 scenario: chat.py
@@ -86,6 +97,32 @@ def test_a_plan_reads_as_it_is_written(folder: Path) -> None:
         "chat.e2el p99.9 < 10s in steady",
     ]
     assert [budget.confidence for budget in plan.budgets] == [0.95, 0.99]
+
+
+def test_how_often_it_is_played_and_how_it_is_judged_stand_in_the_plan(folder: Path) -> None:
+    text = changed(
+        "chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, over: 10s, abort: true }"
+    )
+    plan = load(folder, text + FULL.removeprefix(PLAN))
+    assert (plan.repeat, plan.abort_on, plan.multiple_testing) == (
+        5,
+        ("overload", "errors"),
+        "holm",
+    )
+    assert plan.budgets[0].text == "chat.ttft p99 < 1s over 10s"
+    assert (plan.budgets[0].over_ns, plan.budgets[0].abort) == (10**10, True)
+    assert not plan.budgets[1].abort
+    plan = load(folder, PLAN)
+    assert (plan.repeat, plan.abort_on, plan.multiple_testing) == (1, (), "none")
+
+
+def test_a_saved_run_keeps_all_of_its_budgets(folder: Path) -> None:
+    text = changed(
+        "chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, over: 10s, abort: true }"
+    )
+    plan = load(folder, text.replace("budgets:", "budgets:\n  - chat.e2el p99 regression < 5%"))
+    described = describe(plan, "http://x", stage_windows(plan), 1)
+    assert budgets_of(SimpleNamespace(run=json.loads(json.dumps(described)))) == plan.budgets
 
 
 def test_the_least_plan_needs_four_keys(folder: Path) -> None:
@@ -192,6 +229,46 @@ ERRORS = [
     (PLAN.replace("  - { budget:", "  - chat.ttft p99<800 ms\n  - { budget:"), "13:5", "again"),
     (MINIMAL.replace("[chat.ttft p99 < 800ms]", "[]"), "4:10", "at least one entry"),
     (MINIMAL.replace("[chat.ttft p99 < 800ms]", "chat.ttft p99 < 1s"), "4:10", "a list"),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft mean < 1s, over: 9s }"),
+        "12:25",
+        "count",
+    ),
+    (changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, over: 9 }"), "12:41", "9s"),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, over: 9ms }"),
+        "12:41",
+        "1s or",
+    ),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, over: 31s }"),
+        "12:41",
+        '"closed"',
+    ),
+    (changed("chat.ttft p99 < 800ms", "chat.ttft p99 < 1s over 61s in steady"), "12:5", '"steady"'),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft mean < 1s, abort: true }"),
+        "12:25",
+        "end",
+    ),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, abort: 3 }"),
+        "12:42",
+        "true or",
+    ),
+    (
+        changed("chat.ttft p99 < 800ms", "{ budget: chat.ttft p99 < 1s, window: 9s }"),
+        "12:35",
+        '"over"',
+    ),
+    # how often, and how it is judged
+    (changed("${REPEAT:-5}", "0", FULL), "15:9", "at least 1"),
+    (changed("${REPEAT:-5}", "21", FULL), "15:9", "at most 20"),
+    (changed("repeat:", "runs:", FULL), "15:1", 'did you mean "repeat"?'),
+    (changed("[overload, errors]", "[overloads]", FULL), "16:12", 'did you mean "overload"?'),
+    (changed("[overload, errors]", "errors", FULL), "16:11", "a list"),
+    (changed("holm", "bonferroni", FULL), "17:19", "none, holm"),
+    (changed("multiple_testing:", "correction:", FULL), "17:1", 'did you mean "multiple_testing"?'),
     # the rest
     (changed("${SEED:-42}", "abc"), "14:7", "a whole number"),
     (changed("${SEED:-42}", "${SEED:-abc}"), "14:7", "a whole number"),
@@ -330,8 +407,14 @@ def test_no_error_repeats_a_header(folder: Path) -> None:
     assert SECRET not in str(error_of(folder, text))
 
 
-def test_short_texts_are_not_scrubbed(folder: Path) -> None:
-    assert secrets(load(folder, PLAN, API_KEY="abc")) == ("Bearer abc",)
+def test_a_short_secret_is_known_too_and_garbles_no_text(folder: Path) -> None:
+    plan = load(folder, changed('"Bearer ${API_KEY:-}"', "chat"), API_KEY="")
+    assert "scenario: ***.py" in plan.redacted_source
+    plan = load(folder, changed('"Bearer ${API_KEY:-}"', "cha"))
+    assert 'Authorization: "***"' in plan.redacted_source
+    assert "scenario: chat.py" in plan.redacted_source
+    assert secrets(plan) == ("cha",)
+    assert secrets(load(folder, PLAN, API_KEY="abc"))[-1] == "abc"
 
 
 def options(folder: Path, **given: object) -> Plan:
@@ -373,6 +456,7 @@ def test_the_source_of_options_is_a_plan_without_secrets(folder: Path) -> None:
         ({"rate": "2/s", "budgets": ()}, "--budget", "at least one"),
         ({"rate": "2/s", "seed": -1}, "--seed", "at least 0"),
         ({"rate": "2/s", "workers": 0}, "--workers", "at least 1"),
+        ({"rate": "2/s", "repeat": 99}, "--repeat", "at most 20"),
         ({"rate": "2/s", "inputs": "no.jsonl"}, "--inputs", "the working folder"),
         ({"rate": "2/s", "scenario": "no.py"}, "scenario", "the working folder"),
     ],

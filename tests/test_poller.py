@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import gevent
 import pytest
 
+from harness.transport import Transport
 from harness.transport import poller as poller_module
 from harness.transport.poller import READ, WRITE, Poller
 
@@ -182,3 +184,51 @@ def test_an_interrupt_in_a_handler_reaches_the_main_greenlet_and_the_others_go_o
         calls.clear()
         turns()
         assert calls
+
+
+def test_it_rests_between_turns_where_it_may_no_longer_than_it_may_and_wakes_nobody_late(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poller, rests = Poller(), list[float]()
+    monkeypatch.setattr(poller_module, "_sleep", rests.append)
+
+    def rested() -> bool:
+        rests.clear()
+        turns()
+        assert all(0 < rest_s <= poller_module._REST_NS / 1e9 for rest_s in rests)
+        return bool(rests)
+
+    with ready(1) as fds:
+        poller.add(fds[0], lambda: None)
+        assert not rested()
+        poller.may_rest = lambda: True
+        assert rested() == (way == "epoll")
+        poller.rest_until_ns = time.monotonic_ns() + poller_module._REST_NS // 2
+        assert not rested()
+        poller.rest_until_ns = poller_module._NEVER_NS
+        poller.change(fds[0], lambda: poller.soon(int))
+        assert not rested()
+        poller.remove(fds[0])
+
+
+def test_it_does_not_rest_after_what_comes_rarely(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poller, rests, calls = Poller(), list[float](), list[bytes]()
+    monkeypatch.setattr(poller_module, "_sleep", rests.append)
+    poller.may_rest = lambda: True
+    here, there = socket.socketpair()
+    with here, there:
+        poller.add(here.fileno(), lambda: calls.append(here.recv(10)))
+        for number in range(1, 6):
+            there.send(b"x")
+            while len(calls) < number:
+                turns(1)
+        poller.remove(here.fileno())
+    assert rests == []
+
+
+@pytest.mark.usefixtures("way")
+def test_a_transport_rests_where_the_kernel_stamps_alone() -> None:
+    assert Transport(kernel_stamps=True).poller.may_rest()
+    assert not Transport(kernel_stamps=False).poller.may_rest()

@@ -344,12 +344,10 @@ def test_the_headings_say_what_the_facts_say(page):
     run, text = found("fail"), page("fail")
     since = run.facts.since
     assert format_clock(since.t_s) in re.search(r'<h2 id="since">(.*?)</h2>', text)[1]
-    assert "99" in re.search(r'<h2 id="step">(.*?)</h2>', text)[1]
+    assert "nearly all" in re.search(r'<h2 id="step">(.*?)</h2>', text)[1]
     heading = re.search(r'<h2 id="budgets">(.*?)</h2>', text)[1]
-    assert heading == "2 of 9 budgets are broken, 1 cannot be decided yet"
-    tallies = run.verdict.tallies()
-    assert tallies[Outcome.FAIL] == 2
-    assert tallies[Outcome.INCONCLUSIVE] == 1
+    assert heading == "2 of 9 budgets are broken"
+    assert run.verdict.tallies()[Outcome.FAIL] == 2
 
 
 def test_a_generator_that_fell_behind_is_named_with_what_was_never_sent(page):
@@ -422,7 +420,7 @@ def test_only_metrics_that_occur_are_defined(page):
 
 def test_other_broken_budgets_have_their_charts_folded(page):
     others = re.findall(r'<details class="other"><summary>(.*?)</summary>', page("fail"))
-    assert len(others) == 2
+    assert len(others) == 1
     assert others[0].startswith("answer.e2el p99")
 
 

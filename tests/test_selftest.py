@@ -62,6 +62,7 @@ def result(
         measured_at="2026-01-01T00:00:00Z",
         took_s=40.0,
         clock="monotonic",
+        send_lag_limit_ns=10 * MS,
         stamp_error=StampError(
             events=5000, streams=50, p50_ns=12_000, p99_ns=90_000, p999_ns=400_000
         ),
@@ -78,13 +79,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan_of(
-    folder: Path, load: str, *, api: str = "openai-chat", params: str = "{}", workers: int = 1
+    folder: Path,
+    load: str,
+    *,
+    api: str = "openai-chat",
+    params: str = "{}",
+    workers: int = 1,
+    body: str = "",
+    budget: str = "run.error_rate < 1%",
 ) -> Plan:
-    (folder / "scenario.py").write_text(PREDICT)
+    """A plan whose task makes one call to the API, or does what `body` says."""
+    body = body or ("self.predict({})" if api == "json" else "self.chat('hi')")
+    (folder / "scenario.py").write_text(PREDICT.replace(PREDICT.split("\n")[-2].strip(), body))
     (folder / "plan.yaml").write_text(
         f"target: {{ url: 'http://127.0.0.1:1', api: {api}, params: {params} }}\n"
         f"scenario: scenario.py\nworkers: {workers}\nload: {load}\n"
-        "budgets: [run.error_rate < 1%]\n"
+        f"budgets: [{budget}]\n"
     )
     return load_plan(folder / "plan.yaml")
 
@@ -219,7 +229,7 @@ def test_the_load_rises_until_two_steps_in_a_row_were_bad(
 ) -> None:
     steps = ramp._Steps(
         api="json", scenario=tmp_path, rates=[10.0] * 5, step_s=2, settle_s=0.5,
-        usual_ns=10 * MS, quiet_steps=1, max_in_flight=9,
+        usual_ns=10 * MS, lag_limit_ns=10 * MS, quiet_steps=1, max_in_flight=9,
     )  # fmt: skip
     rising = ramp._Ramp(steps, steps.plan(), 2 / ramp._INTERVALS)
     told = [rising.note(report) for report in reports([ms * MS for ms in lags_ms])]
@@ -276,6 +286,7 @@ def test_the_most_demanding_stage_decides_and_the_text_says_what_was_assumed(
     text = describe_fit(fitting, result(at_least=True))
     assert "needs at most 6 workers, it has 1 and this machine 4 cores" in text
     assert f"{ASSUMED_TOKENS} tokens a reply, assumed" in text
+    assert "1 request a task, as its source has them" in text
     assert "at least 10,000/s token events" in text
 
 
@@ -291,6 +302,56 @@ def test_users_count_as_streams_and_where_only_the_target_decides_nothing_is_jud
     assert fitting.demand is None
     assert fitting.not_judged == ("users",)
     assert describe_fit(fitting, result()).startswith("is not judged: in users the target decides")
+
+
+@pytest.mark.parametrize(
+    ("body", "requests", "events", "words"),
+    [
+        ("self.embed('a'); self.chat('b')", 20, 250, "2 requests a task, as its source has them"),
+        ("self.client.get('/x'); self.client.post('/y')", 20, 0, "no token streams; 2 requests"),
+        ("self.chat('a'); self.complete('b'); self.predict({})", 30, 500, "25 tokens a reply"),
+        ("other(self)", 10, 250, "1 request a task, assumed"),
+    ],
+)
+def test_a_task_asks_for_the_requests_that_stand_in_its_source(
+    tmp_path: Path, body: str, requests: float, events: float, words: str
+) -> None:
+    load = "{ name: all, arrivals: constant 10/s, for: 1s }"
+    plan = plan_of(tmp_path, load, params="{ max_tokens: 25 }", body=body)
+    (found,) = demands(plan)
+    assert (found.requests_per_s, found.events_per_s) == (requests, events)
+    assert words in found.basis
+
+
+def rising(*lags_ms: float) -> Ceiling:
+    """Levels of 100/s, 200/s, … with these send lags, measured by a limit of 10 ms."""
+    levels = [
+        replace(
+            level(100 * number, *(["send lag"] if ms >= 10 else [])), send_lag_p99_ns=round(ms * MS)
+        )
+        for number, ms in enumerate(lags_ms, 1)
+    ]
+    return ceiling_of(levels)
+
+
+@pytest.mark.parametrize(
+    ("budget", "per_s", "at_least"),
+    [
+        ("run.error_rate < 1%", 300, False),  # a limit of 10 ms
+        ("ask.e2el p95 < 40ms", 100, False),  # 2 ms
+        ("ask.e2el p95 < 2s", 500, True),  # 100 ms, beyond what was measured
+        ("ask.e2el p95 < 1s", 400, False),  # 50 ms
+    ],
+)
+def test_a_plan_is_held_against_what_is_carried_within_its_own_send_lag_limit(
+    tmp_path: Path, budget: str, per_s: float, at_least: bool
+) -> None:
+    found = replace(result(), requests=rising(1, 5, 9, 30, 60))
+    plan = plan_of(
+        tmp_path, f"{{ arrivals: constant {per_s:g}/s, for: 1s }}", api="json", budget=budget
+    )
+    fitting = selftest.fit(plan, found)
+    assert (fitting.share, fitting.at_most) == (1, at_least)
 
 
 # The saved result
@@ -337,9 +398,10 @@ def test_the_command_shows_the_errors_the_steps_and_what_a_worker_carries(found:
     assert done.exit_code == 0
     assert "p50 12 µs   p99 90 µs   p99.9 400 µs" in done.stdout
     assert "clock: monotonic" in done.stdout
-    assert "One worker of this machine carries 10,000/s token events or 1,000/s requests." in (
-        done.stdout
-    )
+    assert (
+        "One worker of this machine carries 10,000/s token events or 1,000/s requests,\n"
+        "its send lag p99 below 10 ms.\n"
+    ) in done.stdout
     assert "ended by send lag" in done.stdout
     assert selftest.saved() == found
 
@@ -371,8 +433,8 @@ def test_the_json_holds_everything_and_has_stdout_to_itself(
     done = invoked("selftest", "--plan", tmp_path / "plan.yaml", "--json", "-")
     data = json.loads(done.stdout)
     assert set(data) == {
-        "schema_version", "machine", "measured_at", "took_s", "clock", "stamp_error",
-        "token_events", "requests", "fit",
+        "schema_version", "machine", "measured_at", "took_s", "clock", "send_lag_limit_ns",
+        "stamp_error", "token_events", "requests", "fit",
     }  # fmt: skip
     assert data["stamp_error"]["p99_ns"] == 90_000
     assert data["requests"]["levels"][1]["broke"] == ["send lag"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +19,7 @@ from harness.transport import WHOLE, Transport
 from harness.transport import connection as connection_module
 
 pytestmark = pytest.mark.swarm
-EXPIRED = """
-[ca]
-default_ca = ours
-[ours]
-database = index
-serial = serial
-new_certs_dir = .
-default_md = sha256
-policy = any
-x509_extensions = here
-[any]
-commonName = supplied
-[here]
-subjectAltName = IP:127.0.0.1
-basicConstraints = critical,CA:FALSE
-"""
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-
-
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], str]
-) -> dict[str, Path]:
-    """A certificate authority of our own: what it says of us, of another, and said too long ago."""
-    folder = tmp_path_factory.mktemp("ca")
-    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-
-    def openssl(*arguments: str) -> None:
-        command = [require("openssl"), *arguments]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-    def make(name: str, *more: str) -> None:
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        openssl("req", "-x509", "-days", "2", *options, "-subj", f"/CN={name}", *files, *more)
-
-    by_us = ["-CA", "ca.pem", "-CAkey", "ca.key"]
-    not_ca = ["-addext", "basicConstraints=critical,CA:FALSE"]
-    here = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    make("ca")
-    make("cert", *by_us, *not_ca, *here)
-    make("other", *by_us, *not_ca, "-addext", "subjectAltName=DNS:other.test")
-    (folder / "ca.cnf").write_text(EXPIRED)
-    (folder / "index").touch()
-    files = ["-keyout", "expired.key", "-out", "expired.csr"]
-    openssl("req", "-new", *options, "-subj", "/CN=expired", *files)
-    times = ["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"]
-    files = ["-cert", "ca.pem", "-keyfile", "ca.key", "-in", "expired.csr", "-out", "expired.pem"]
-    openssl("ca", "-batch", "-config", "ca.cnf", "-create_serial", "-notext", *times, *files)
-    return {name: folder / f"{name}.pem" for name in ("ca", "cert", "other", "expired")}
 
 
 def tls(authority: dict[str, Path], name: str = "cert") -> dict[str, ssl.SSLContext]:

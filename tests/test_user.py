@@ -98,6 +98,26 @@ def test_a_failed_chat_is_counted_by_its_kind_and_leaves_no_success_sample(what:
     assert ": " + what.partition(",")[0] not in str(seen.run.first_failure)
 
 
+CUT = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{"
+
+
+@pytest.mark.parametrize(
+    ("what", "serve"),
+    [
+        ("truncated body", one_reply(CUT % b"200 OK")),
+        ("status 503", one_reply(CUT % b"503 Busy")),
+        ("reset", reset),
+    ],
+)
+def test_a_body_that_was_cut_off_is_no_reset_unless_it_was_one(
+    what: str, serve: Callable[[Any], None]
+) -> None:
+    with load.serving(serve) as url:
+        seen = make_run(url)
+        assert do(lambda user: user.predict({"x": 1}), seen) is False
+    assert kinds(seen.report(), "predict") == {what: 1}
+
+
 def test_a_refused_connection_is_a_failure_to_connect() -> None:
     seen = make_run("http://127.0.0.1:9")
     do(lambda user: user.chat("why"), seen)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import stage
 
@@ -14,6 +16,8 @@ from harness.recorder import Recorder, Recording, load_recording
 from harness.verdict import BudgetVerdict, Outcome, Verdict, judge
 
 MS, S = 1_000_000, 1_000_000_000
+LENGTH_S = 60
+LONG: dict[str, Any] = {"intervals": LENGTH_S, "stages": [stage(end_s=LENGTH_S)]}
 PASS, FAIL, INCONCLUSIVE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 INVALID, NO_DATA = Outcome.INVALID, Outcome.NO_DATA
 SaveRun = Callable[..., Recording]
@@ -28,15 +32,15 @@ def replies(
     where: str = "steady",
     metric: str = "ttft",
     step: str = "chat",
-    intervals: int = 20,
+    intervals: int = LENGTH_S,
     lag: int = MS,
     **load: int,
 ) -> Fill:
-    """Spread the replies, then the failures, evenly over the intervals."""
+    """Spread the replies, and the failures, evenly over the intervals."""
 
     def fill(recorder: Recorder, i: int) -> None:
         mine = values[i::intervals]
-        broken = len(range(i, failed, intervals))
+        broken = sum(j * 37 % intervals == i for j in range(failed))
         for value in mine:
             recorder.request(where, step, {metric: int(value), "send_lag": lag})
         for _ in range(broken):
@@ -56,16 +60,19 @@ def replies(
 
 
 def slow(n: int, over: int, *, fast: int = 100 * MS, late: int = 900 * MS) -> list[int]:
-    return [late] * over + [fast] * (n - over)
+    """Replies in random order, so that none depends on the one before."""
+    values = [late] * over + [fast] * (n - over)
+    random.Random(7).shuffle(values)
+    return values
 
 
 @pytest.fixture
 def judged(save_run: SaveRun) -> Callable[..., Verdict]:
     """Record a run with the budgets declared, and judge it by them."""
 
-    def run(fill: Fill, *texts: str, **options: Any) -> Verdict:
-        recording = save_run(fill, budgets=texts, **options)
-        return judge(recording, [parse_budget(text) for text in texts])
+    def run(fill: Fill, *texts: str, holm: bool = False, **options: Any) -> Verdict:
+        recording = save_run(fill, budgets=texts, **LONG | options)
+        return judge(recording, [parse_budget(text) for text in texts], holm=holm)
 
     return run
 
@@ -88,30 +95,28 @@ def plain(text: str | None) -> str:
 @pytest.mark.parametrize(
     ("n", "over", "budget", "confidence", "outcome"),
     [
-        (1000, 0, P99, 0.95, PASS),
-        (1000, 4, P99, 0.95, PASS),
-        (1000, 5, P99, 0.95, INCONCLUSIVE),
-        (1000, 15, P99, 0.95, INCONCLUSIVE),
-        (1000, 16, P99, 0.95, FAIL),
-        (1000, 1000, P99, 0.95, FAIL),
-        (299, 0, P99, 0.95, PASS),
+        (3000, 0, P99, 0.95, PASS),
+        (3000, 10, P99, 0.95, PASS),
+        (3000, 25, P99, 0.95, INCONCLUSIVE),
+        (3000, 36, P99, 0.95, INCONCLUSIVE),
+        (3000, 70, P99, 0.95, FAIL),
+        (3000, 3000, P99, 0.95, FAIL),
+        (3000, 10, P99, 0.9999, INCONCLUSIVE),
+        (3000, 50, P99, 0.9999, INCONCLUSIVE),
         (298, 0, P99, 0.95, INCONCLUSIVE),
-        (459, 0, P99, 0.99, PASS),
-        (458, 0, P99, 0.99, INCONCLUSIVE),
-        (1000, 4, P99, 0.99, INCONCLUSIVE),
-        (1000, 16, P99, 0.99, INCONCLUSIVE),
-        (59, 0, "chat.ttft p95 < 800ms", 0.95, PASS),
+        (240, 0, "chat.ttft p95 < 800ms", 0.95, PASS),
         (58, 0, "chat.ttft p95 < 800ms", 0.95, INCONCLUSIVE),
-        (5, 0, "chat.ttft p50 < 800ms", 0.95, PASS),
+        (120, 0, "chat.ttft p50 < 800ms", 0.95, PASS),
         (4, 0, "chat.ttft p50 < 800ms", 0.95, INCONCLUSIVE),
         (1, 1, P99, 0.95, FAIL),
         (1, 1, P99, 0.99, INCONCLUSIVE),
+        (20, 20, P99, 0.95, FAIL),
     ],
 )
 def test_a_quantile_is_judged_by_the_exact_count_over_its_limit(
     save_run: SaveRun, n: int, over: int, budget: str, confidence: float, outcome: Outcome
 ) -> None:
-    recording = save_run(replies(slow(n, over)), budgets=[budget])
+    recording = save_run(replies(slow(n, over)), budgets=[budget], **LONG)
     found = only(judge(recording, [parse_budget(budget, confidence=confidence)]))
     assert (found.outcome, found.n, found.over) == (outcome, n, over)
 
@@ -125,7 +130,7 @@ def test_a_value_that_equals_the_limit_is_over_it_only_under_less_than(
 
 
 def test_an_undeclared_limit_is_judged_at_the_buckets_edge_and_says_so(save_run: SaveRun) -> None:
-    recording = save_run(replies(slow(1000, 4)))
+    recording = save_run(replies(slow(3000, 4)), **LONG)
     found = only(judge(recording, [parse_budget(P99)]))
     assert found.outcome is PASS
     assert "not declared when this run was recorded" in plain(found.evidence)
@@ -135,14 +140,16 @@ def test_at_the_buckets_edge_a_doubtful_limit_neither_passes_nor_fails(save_run:
     """All samples share the bucket of the limit: on which side each is, nobody can tell."""
     values = [800_000_001] * 500 + [800_250_000] * 500
     budget = parse_budget("chat.ttft p99 < 800.2ms")
-    undeclared = only(judge(save_run(replies(values)), [budget]))
+    undeclared = only(judge(save_run(replies(values), **LONG), [budget]))
     assert undeclared.outcome is INCONCLUSIVE
-    declared = only(judge(save_run(replies(values), budgets=[budget.text]), [budget]))
+    recording = save_run(replies(values), budgets=[budget.text], **LONG)
+    declared = only(judge(recording, [budget]))
     assert (declared.outcome, declared.over) == (FAIL, 500)
 
 
 def test_the_interval_and_the_verdict_agree(judged: Judged) -> None:
     values = [(100 + i) * MS for i in range(1000)]
+    random.Random(3).shuffle(values)
     found = only(judged(replies(values), "chat.ttft p50 < 2s"))
     assert found.low is not None
     assert found.high is not None
@@ -158,8 +165,9 @@ def test_the_interval_and_the_verdict_agree(judged: Judged) -> None:
 
 def test_too_few_samples_say_how_many_are_needed(judged: Judged) -> None:
     found = only(judged(replies([100 * MS] * 200), P99))
-    assert plain(found.reason) == "needs at least 299 samples, has 200"
-    assert "but needs at least 299 samples, has 200" in plain(found.sentence)
+    reason = "needs about 99 more samples (0.5 min at this rate), has 200"
+    assert plain(found.reason) == reason
+    assert f"but {reason}" in plain(found.sentence)
 
 
 def test_an_undecided_quantile_says_how_long_to_run_on(judged: Judged) -> None:
@@ -177,16 +185,16 @@ def test_an_undecided_quantile_says_how_long_to_run_on(judged: Judged) -> None:
     [
         (0, ">", 100, FAIL),
         (0, ">=", 100, PASS),
-        (473, ">", 101, PASS),
-        (474, ">", 101, INCONCLUSIVE),
-        (526, ">", 101, INCONCLUSIVE),
-        (527, ">", 101, FAIL),
+        (430, ">", 101, PASS),
+        (490, ">", 101, INCONCLUSIVE),
+        (510, ">", 101, INCONCLUSIVE),
+        (570, ">", 101, FAIL),
     ],
 )
 def test_a_median_of_tokens_that_must_be_high_is_judged_from_below(
     judged: Judged, under: int, op: str, at: int, outcome: Outcome
 ) -> None:
-    values = [50] * under + [at] * (1000 - under)
+    values = slow(1000, under, fast=at, late=50)
     verdict = judged(replies(values, metric="output_tokens"), f"chat.output_tokens p50 {op} 100")
     assert verdict.outcome is outcome
     found = only(verdict)
@@ -285,14 +293,30 @@ def test_a_rate_is_what_succeeded_within_the_stage_per_second(
     judged: Judged, op: str, limit: int, outcome: Outcome
 ) -> None:
     def fill(recorder: Recorder, i: int) -> None:
-        if i < 20:
-            replies([100 * MS] * 1000)(recorder, i)
+        if i < 60:
+            replies([100 * MS] * 3000)(recorder, i)
             recorder.request("steady", "chat", {}, failure="timeout")
         else:  # after the stage: no part of its rate
             recorder.request("steady", "chat", {"ttft": MS})
 
-    found = only(judged(fill, f"run.rate {op} {limit}/s", intervals=22))
+    found = only(judged(fill, f"run.rate {op} {limit}/s", intervals=62))
     assert (found.outcome, found.observed) == (outcome, 50)
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [(40, PASS), (50, INCONCLUSIVE), (60, FAIL)])
+def test_a_rate_that_varies_is_judged_by_its_bounds(
+    judged: Judged, limit: int, outcome: Outcome
+) -> None:
+    rates = np.random.default_rng(1).poisson(50, LENGTH_S)
+
+    def fill(recorder: Recorder, i: int) -> None:
+        replies([100 * MS] * int(rates[i]), intervals=1)(recorder, 0)
+
+    found = only(judged(fill, f"run.rate > {limit}/s"))
+    assert found.outcome is outcome
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < rates.mean() < found.high
 
 
 # --- no data ---------------------------------------------------------------------------------------
@@ -434,8 +458,8 @@ def test_failures_never_soften_a_fail(judged: Judged) -> None:
     ("what", "load", "run", "says"),
     [
         ("a slow send lag", {"lag": 50 * MS}, {}, "send lag, p99 50 ms, must be < 40 ms"),
-        ("a rate reached by 80 %", {"sent": 40}, {}, "planned rate reached"),
-        ("a dropped arrival", {"dropped": 1}, {}, "arrivals never sent 20, must be 0"),
+        ("a rate reached by 80 %", {"sent": 13}, {}, "planned rate reached"),
+        ("a dropped arrival", {"dropped": 1}, {}, "arrivals never sent 60, must be 0"),
         ("cut off requests", {"cut_off": 5}, {}, "cut off by the end of the run"),
         ("a busy processor", {}, {"cpu": 0.95}, "generator CPU, p95 95 %, must be < 85 %"),
         ("a crash", {}, {"status": "crashed"}, "the run ended by itself crashed"),
@@ -463,10 +487,10 @@ def test_an_unfit_measurement_makes_what_is_not_broken_invalid(
 @pytest.mark.parametrize(
     ("what", "load", "run", "outcome"),
     [
-        ("a missed rate while users were busy", {"sent": 40, "waited": 5}, {}, FAIL),
+        ("a missed rate while users were busy", {"sent": 13, "waited": 5}, {}, FAIL),
         ("arrivals dropped while users were busy", {"dropped": 1, "waited": 5}, {}, FAIL),
         ("requests cut off", {"cut_off": 5}, {}, FAIL),
-        ("a missed rate while users were free", {"sent": 40}, {}, INVALID),
+        ("a missed rate while users were free", {"sent": 13}, {}, INVALID),
         ("arrivals dropped while users were free", {"dropped": 1}, {}, INVALID),
         ("a slow send lag", {"lag": 50 * MS, "waited": 5}, {}, INVALID),
         ("a busy processor", {"waited": 5}, {"cpu": 0.95}, INVALID),
@@ -481,28 +505,28 @@ def test_a_broken_budget_stands_only_where_the_target_caused_the_unfitness(
 
 
 def test_a_missing_histogram_invalidates(save_run: SaveRun) -> None:
-    recording = save_run(replies(slow(1000, 0)), budgets=[P99])
+    recording = save_run(replies(slow(1000, 0)), budgets=[P99], **LONG)
     log = recording.folder / "latency.hlog"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(line for line in lines if not line.startswith("Tag=steady:chat.ttft,7")))
     verdict = judge(load_recording(recording.folder), [parse_budget(P99)])
-    assert (verdict.outcome, only(verdict).n) == (INVALID, 950)
+    assert (verdict.outcome, only(verdict).n) == (INVALID, 983)
 
 
 # --- stages ----------------------------------------------------------------------------------------
 
-TWO = [stage("calm", 0, 20), stage("peak", 20, 40)]
+TWO = [stage("calm", 0, 60), stage("peak", 60, 120)]
 
 
 def calm_then_peak(recorder: Recorder, i: int) -> None:
-    if i < 20:
+    if i < 60:
         replies([100 * MS] * 1000, where="calm")(recorder, i)
     else:
-        replies([900 * MS] * 1000, where="peak")(recorder, i - 20)
+        replies([900 * MS] * 1000, where="peak")(recorder, i - 60)
 
 
 def test_each_recorded_stage_is_judged_by_itself(judged: Judged) -> None:
-    verdict = judged(calm_then_peak, P99, stages=TWO, intervals=40)
+    verdict = judged(calm_then_peak, P99, stages=TWO, intervals=120)
     assert [(b.stage, b.outcome, b.n) for b in verdict.budgets] == [
         ("peak", FAIL, 1000),
         ("calm", PASS, 1000),
@@ -513,27 +537,27 @@ def test_each_recorded_stage_is_judged_by_itself(judged: Judged) -> None:
 def test_a_budget_in_a_stage_is_judged_there_only(
     judged: Judged, name: str, outcome: Outcome
 ) -> None:
-    verdict = judged(calm_then_peak, f"{P99} in {name}", stages=TWO, intervals=40)
+    verdict = judged(calm_then_peak, f"{P99} in {name}", stages=TWO, intervals=120)
     assert [(b.stage, b.outcome) for b in verdict.budgets] == [(name, outcome)]
 
 
 def test_an_unfit_stage_leaves_the_other_ones_verdict_alone(judged: Judged) -> None:
     def fill(recorder: Recorder, i: int) -> None:
-        lag, where = (MS, "calm") if i < 20 else (50 * MS, "peak")
-        replies([100 * MS] * 1000, where=where, lag=lag)(recorder, i % 20)
+        lag, where = (MS, "calm") if i < 60 else (50 * MS, "peak")
+        replies([100 * MS] * 1000, where=where, lag=lag)(recorder, i % 60)
 
-    verdict = judged(fill, P99, stages=TWO, intervals=40)
+    verdict = judged(fill, P99, stages=TWO, intervals=120)
     assert {b.stage: b.outcome for b in verdict.budgets} == {"calm": PASS, "peak": INVALID}
 
 
 def test_a_warm_up_is_never_judged(judged: Judged) -> None:
-    stages = [stage("warmup", 0, 20, record=False), stage("steady", 20, 40)]
+    stages = [stage("warmup", 0, 60, record=False), stage("steady", 60, 120)]
 
     def fill(recorder: Recorder, i: int) -> None:
-        where, value = ("warmup", 5 * S) if i < 20 else ("steady", 100 * MS)
-        replies([value] * 1000, where=where, failed=0 if i >= 20 else 500)(recorder, i % 20)
+        where, value = ("warmup", 5 * S) if i < 60 else ("steady", 100 * MS)
+        replies([value] * 1000, where=where, failed=0 if i >= 60 else 500)(recorder, i % 60)
 
-    verdict = judged(fill, P99, "chat.error_rate < 1%", stages=stages, intervals=40)
+    verdict = judged(fill, P99, "chat.error_rate < 1%", stages=stages, intervals=120)
     assert verdict.outcome is PASS
     assert {b.stage for b in verdict.budgets} == {"steady"}
 
@@ -570,16 +594,16 @@ def test_the_worst_budget_decides_the_run(
 
 
 def test_a_fail_outranks_an_invalid_stage_and_that_an_inconclusive_one(judged: Judged) -> None:
-    stages = [stage("calm", 0, 20), stage("peak", 20, 40), stage("late", 40, 60)]
+    stages = [stage("calm", 0, 60), stage("peak", 60, 120), stage("late", 120, 180)]
 
     def fill(recorder: Recorder, i: int) -> None:
-        where, over, lag = [("calm", 7, MS), ("peak", 0, 50 * MS), ("late", 500, MS)][i // 20]
-        replies(slow(1000, over), where=where, lag=lag)(recorder, i % 20)
+        where, over, lag = [("calm", 7, MS), ("peak", 0, 50 * MS), ("late", 500, MS)][i // 60]
+        replies(slow(1000, over), where=where, lag=lag)(recorder, i % 60)
 
-    verdict = judged(fill, P99, stages=stages, intervals=60)
+    verdict = judged(fill, P99, stages=stages, intervals=180)
     assert [b.outcome for b in verdict.budgets] == [FAIL, INVALID, INCONCLUSIVE]
     assert verdict.outcome is FAIL
-    less = judged(lambda r, i: fill(r, i) if i < 40 else None, P99, stages=stages[:2], intervals=40)
+    less = judged(fill, P99, stages=stages[:2], intervals=120)
     assert less.outcome is INVALID
 
 
@@ -654,10 +678,97 @@ def test_a_lower_limits_sentence_says_what_it_must_be(judged: Judged) -> None:
 def test_an_inconclusive_runs_sentence_counts_what_is_open(judged: Judged) -> None:
     verdict = judged(replies([100 * MS] * 1000), PASSES, UNSURE)
     assert verdict.sentence == "1 of 2 budgets cannot be decided yet."
-    assert "needs at least 2,995 samples, has 1,000" in plain(verdict.detail)
+    assert "needs about 1,995 more samples (2.0 min at this rate), has 1,000" in plain(
+        verdict.detail
+    )
 
 
 def test_several_fails_are_all_named(judged: Judged) -> None:
     verdict = judged(replies([900 * MS] * 1000), P99, "chat.ttft p95 < 300ms")
     assert verdict.sentence.startswith("chat.ttft p95")
     assert verdict.detail.startswith("Also over: chat.ttft p99")
+
+
+# --- every window, several runs, several budgets ----------------------------------------------------
+
+
+def spell(recorder: Recorder, i: int) -> None:
+    """Sixty seconds of 100 ms, but for one spell of ten seconds."""
+    late = 18 if 20 <= i < 30 else 0
+    replies(slow(100, late), intervals=1)(recorder, 0)
+
+
+def test_a_budget_of_every_window_finds_the_spell_that_the_whole_hides(judged: Judged) -> None:
+    whole, windows = judged(
+        spell, "chat.ttft p95 < 800ms", "chat.ttft p95 < 800ms over 10s"
+    ).budgets
+    if whole.budget.over_ns:
+        whole, windows = windows, whole
+    assert whole.outcome is not FAIL
+    assert windows.outcome is FAIL
+    assert plain(windows.reason) == "1 of 6 windows of 10s broke it, 1 beyond chance"
+    assert windows.observed == pytest.approx(900 * MS, rel=1e-3)
+    assert windows.used == pytest.approx(900 / 800, rel=1e-3)
+
+
+def test_windows_that_all_hold_pass_and_thin_ones_are_not_decided(judged: Judged) -> None:
+    held = only(judged(replies(slow(6000, 60)), "chat.ttft p95 < 800ms over 10s"))
+    assert (held.outcome, plain(held.reason)) == (PASS, "0 of 6 windows of 10s broke it")
+    thin = only(judged(replies(slow(300, 0)), "chat.ttft p99 < 800ms over 10s"))
+    assert thin.outcome is INCONCLUSIVE
+    assert "fewer than the 100 samples that p99 needs" in plain(thin.reason)
+
+
+@pytest.mark.parametrize(("storm", "outcome"), [(0, PASS), (5, FAIL)])
+def test_an_error_rate_may_have_to_hold_in_every_window(
+    judged: Judged, storm: int, outcome: Outcome
+) -> None:
+    def fill(recorder: Recorder, i: int) -> None:
+        replies([100 * MS] * 100, failed=storm if 30 <= i < 40 else 0, intervals=1)(recorder, 0)
+
+    assert judged(fill, "chat.error_rate < 1% over 10s").outcome is outcome
+
+
+def repeated(*late: int) -> tuple[Fill, dict[str, Any]]:
+    """Runs of 3,000 replies, each with its own number of late ones."""
+    names = ["steady", *(f"steady~{n}" for n in range(2, len(late) + 1))]
+    stages = [
+        stage(name, i * LENGTH_S, (i + 1) * LENGTH_S, repeat=i + 1) for i, name in enumerate(names)
+    ]
+
+    def fill(recorder: Recorder, i: int) -> None:
+        run, second = divmod(i, LENGTH_S)
+        replies(slow(3000, late[run]), where=names[run])(recorder, second)
+
+    return fill, {"stages": stages, "intervals": len(late) * LENGTH_S}
+
+
+def test_repetitions_are_judged_together(judged: Judged) -> None:
+    fill, options = repeated(10, 12, 8)
+    found = only(judged(fill, P99, **options))
+    assert (found.outcome, found.stage, found.n, found.over) == (PASS, "steady", 9000, 30)
+
+
+def test_runs_that_disagree_are_less_evidence_than_their_samples(judged: Judged) -> None:
+    fill, options = repeated(0, 0, 110)
+    found = only(judged(fill, P99, **options))
+    assert found.outcome is INCONCLUSIVE
+    assert found.effective_n is not None
+    assert found.effective_n < 900
+
+
+@pytest.mark.parametrize(("holm", "outcome"), [(False, FAIL), (True, INCONCLUSIVE)])
+def test_by_holms_procedure_a_fail_must_stand_among_all_budgets(
+    judged: Judged, *, holm: bool, outcome: Outcome
+) -> None:
+    """One budget of twenty that just fails by itself is what chance alone would bring."""
+    texts = [P99, *(f"chat.ttft p50 < {limit}ms" for limit in range(800, 819))]
+    verdict = judged(replies(slow(3000, 55)), *texts, holm=holm)
+    (found,) = (v for v in verdict.budgets if v.budget.text == P99)
+    assert found.outcome is outcome
+    assert ("not among 20 budgets together" in (found.reason or "")) is holm
+
+
+def test_by_holms_procedure_a_clear_fail_stands(judged: Judged) -> None:
+    verdict = judged(replies(slow(3000, 900)), P99, "chat.ttft p50 < 2s", holm=True)
+    assert verdict.outcome is FAIL

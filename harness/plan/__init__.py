@@ -22,17 +22,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 import yaml
 from pydantic import ValidationError
 
 from harness.budget import RUN, Budget, near_miss
 from harness.errors import PlanError
-from harness.masking import mask
-from harness.plan.document import Document, Loc, Places, is_secret, read_text, secret_parts
+from harness.masking import is_secret, mask
+from harness.plan.document import (
+    Document,
+    Loc,
+    Places,
+    read_text,
+    secret_parts,
+    url_secrets,
+)
+from harness.plan.target import check_target, http2_problem
 from harness.plan.written import (
+    MOST_REPEATS,
+    AbortCause,
     Api,
     Arrivals,
+    MultipleTesting,
     PlanEntry,
     StageEntry,
     TargetEntry,
@@ -42,7 +54,10 @@ from harness.plan.written import (
 from harness.units import format_count
 
 __all__ = [
+    "MOST_REPEATS",
+    "AbortCause",
     "Arrivals",
+    "MultipleTesting",
     "Plan",
     "Stage",
     "Target",
@@ -85,6 +100,8 @@ class Target:
     """What is measured. `url` is `embedded` or an http(s) URL; `verify` may be a file of CAs.
 
     `path` stands for the API's own path where it is not None; `params` are further body fields.
+    `cert` is what we show to a target that asks who we are, `key` its key where `cert` has none.
+    `proxy`, `http2` and `trust_env` mean what they mean to `httpx.Client`.
     """
 
     url: str
@@ -94,6 +111,11 @@ class Target:
     path: str | None = None
     timeout_ns: int = 60_000_000_000
     verify: bool | Path = True
+    cert: Path | None = None
+    key: Path | None = None
+    proxy: str | None = field(default=None, repr=False)
+    http2: bool = False
+    trust_env: bool = True
     params: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -116,6 +138,9 @@ class Plan:
     budgets: tuple[Budget, ...]
     seed: int = 1
     workers: int = 1
+    repeat: int = 1
+    abort_on: tuple[AbortCause, ...] = ()
+    multiple_testing: MultipleTesting = "none"
     drain_ns: int = 30_000_000_000
     embedded: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict, repr=False)
@@ -150,6 +175,7 @@ def plan_from_options(
     inputs: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    repeat: int | None = None,
 ) -> Plan:
     """Make the plan that options describe; paths are relative to the working folder.
 
@@ -168,6 +194,7 @@ def plan_from_options(
         budgets=list(budgets),
         seed=seed,
         workers=workers,
+        repeat=repeat,
     )
     masked = {name: "***" if is_secret(name) else value for name, value in sent.items()}
     shown = data | {"target": data["target"] | {"headers": masked}}
@@ -182,6 +209,8 @@ def with_url(plan: Plan, url: str, *, option: str = "--target") -> Plan:
         entry = TargetEntry(url=url)
     except ValidationError as errors:
         raise PlanError(option, str(errors.errors()[0]["ctx"]["error"])) from None
+    if plan.target.http2 and (problem := http2_problem(entry.url)):
+        raise PlanError(option, problem)
     return replace(plan, target=replace(plan.target, url=entry.url))
 
 
@@ -201,10 +230,11 @@ def secrets(plan: Plan) -> tuple[str, ...]:
     """Return the texts that must never be written or shown, longest first.
 
     They are the values of sensitive headers and body fields and of the sensitive environment
-    variables that the plan uses, each also without `Bearer `. Texts up to 3 characters are left
-    out.
+    variables that the plan uses, each also without `Bearer `, and the passwords of proxies.
     """
-    found = set(plan.secret_variables)
+    target, found = plan.target, set(plan.secret_variables)
+    for proxy in (target.proxy, *(getproxies().values() if target.trust_env else ())):
+        found |= url_secrets(proxy or "")
     for name, value in [*plan.target.headers.items(), *plan.target.params.items()]:
         if is_secret(name) and isinstance(value, str):
             found |= secret_parts(value)
@@ -233,6 +263,7 @@ class _Options:
             ("budgets",): "--budget",
             ("seed",): "--seed",
             ("workers",): "--workers",
+            ("repeat",): "--repeat",
         }
 
     def place(self, loc: Loc, *, key: bool = False, column: int = 1) -> str:  # noqa: ARG002 - an option has no columns
@@ -249,6 +280,7 @@ def _plan(data: Any, places: Places, *, path: Path | None, **texts: Any) -> Plan
         entry = PlanEntry.model_validate(data, context=context)
     except ValidationError as errors:
         raise explained(errors, places) from None
+    check_target(entry.target, places)
     _check_stages(entry.load, places)
     _check_budgets(entry.budgets, entry.load, places)
     target, inputs, load = Target(**dict(entry.target)), entry.inputs, map(_stage, entry.load)
@@ -294,6 +326,19 @@ def _check_budgets(budgets: Sequence[Budget], load: Sequence[StageEntry], places
                 place,
                 f'found the stage "{budget.stage}", which {why}; recorded are {", ".join(known)}'
                 f"{near_miss(budget.stage, known)}",
+            )
+        _check_window(budget, load, places.place(("budgets", i, "over")))
+
+
+def _check_window(budget: Budget, load: Sequence[StageEntry], place: str) -> None:
+    """Raise PlanError when a window of the budget is longer than a stage it is judged in."""
+    for stage in load:
+        judged = stage.record and budget.stage in (None, stage.name)
+        if judged and (budget.over_ns or 0) > stage.duration_ns:
+            raise PlanError(
+                place,
+                f'found windows that are longer than the stage "{stage.name}" of '
+                f"{stage.duration_ns / 1e9:g}s; make them shorter, or name a longer stage",
             )
 
 

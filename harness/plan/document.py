@@ -7,16 +7,19 @@ no merge keys, no repeated keys, and bounds on size, on depth and on what aliase
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import yaml
 
 from harness.budget import near_miss
 from harness.errors import PlanError
+from harness.masking import SHORT, is_secret
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -30,9 +33,7 @@ _VARIABLE = re.compile(
 _ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
 _SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
 _SEPARATORS = re.compile(r"\$\{\w*(?::-)?|[\s=:;,}]+")
-_SECRET_NAME = re.compile(
-    r"authorization|api[-_]?key|cookie|secret|password|(^|[-_])token$", re.IGNORECASE
-)
+_USERINFO = re.compile(r"://([^/?#\s]*)@")
 _TOO_DEEP = f"found values nested more than {MAX_DEPTH} deep, aliases written out; flatten them"
 _MAKE = yaml.constructor.SafeConstructor
 _SCALARS: dict[str, Any] = {
@@ -52,18 +53,23 @@ class Places(Protocol):
         """Return where the value, or its key, stands; `column` is 1-based within its text."""
 
 
-def is_secret(name: str) -> bool:
-    """Return whether a header, field or variable of this name holds what must not be shown."""
-    return _SECRET_NAME.search(name) is not None
-
-
 def secret_parts(text: str) -> set[str]:
-    """Return what of a secret must not be seen: all of it, the token after `Bearer `, long parts.
-
-    Texts of up to 3 characters are left out: masking them would garble everything else.
-    """
+    """Return what of a secret must not be seen: all, the token after `Bearer `, long parts."""
     parts = {part for part in _SEPARATORS.split(text) if len(part) > 11}
-    return {part for part in {text, _SCHEME.sub("", text), *parts} if len(part) > 3}
+    return {text, _SCHEME.sub("", text), *parts} - {""}
+
+
+def url_secrets(url: str) -> set[str]:
+    """Return what of a URL must not be seen: its password, or its user where that stands alone,
+    as written, decoded, and as the header `Basic` carries both."""
+    found = _USERINFO.search(url)
+    if found is None:
+        return set()
+    user, colon, password = found[1].partition(":")
+    secret = password if colon else user
+    pair = f"{unquote(user)}:{unquote(password)}"
+    basic = base64.b64encode(pair.encode()).decode()
+    return {secret, unquote(secret), found[1], basic} if secret else set()
 
 
 def read_text(path: Path) -> str:
@@ -126,8 +132,10 @@ class Document:
         for start, end, _ in sorted(self._masks, reverse=True):
             text = f'{text[:start]}"***"{text[end:]}'
         parts = {part for *_, literal in self._masks for part in secret_parts(literal)}
+        parts |= {part for *_, literal in self._masks for part in url_secrets(literal)}
         for part in sorted(parts, key=len, reverse=True):
-            text = text.replace(part, "***")
+            if len(part) > SHORT:
+                text = text.replace(part, "***")
         return text
 
     def _at(self, mark: Any, shift: int = 0) -> str:
@@ -205,7 +213,8 @@ class Document:
             yield key.value, self._value(value, here)
 
     def _scalar(self, node: yaml.ScalarNode, kind: str, loc: Loc) -> Any:
-        if loc and is_secret(str(loc[-1])):
+        written = _VARIABLE.sub(lambda found: found["default"] or "", node.value)
+        if (loc and is_secret(str(loc[-1]))) or url_secrets(written):
             self._mask(node)
         if kind not in ("str", "timestamp"):
             return self._typed(node, kind)

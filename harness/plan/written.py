@@ -5,6 +5,7 @@ A field has the name it bears in the plan; an alias is the key in the file where
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,13 +28,17 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
-from harness.budget import SEGMENT, Budget, near_miss, parse_budget
+from harness.budget import SEGMENT, Budget, near_miss, parse_budget, window_problem
 from harness.errors import BudgetSyntaxError, PlanError
 from harness.plan.document import Loc, Places
 from harness.units import format_rate, parse_duration, parse_rate
 
 Api = Literal["openai-chat", "openai-completions", "openai-embeddings", "json"]
 Kind = Literal["constant", "poisson"]
+AbortCause = Literal["overload", "errors"]
+MultipleTesting = Literal["none", "holm"]
+
+MOST_REPEATS = 20
 
 _HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
 _STAGE_NAME = f"^{SEGMENT}$"
@@ -68,6 +74,13 @@ def _positive_duration(value: object) -> int:
     if not duration_ns:
         raise _refused(value, "allowed is a duration above zero")
     return duration_ns
+
+
+def _window(value: object) -> int:
+    over_ns = _duration(value)
+    if problem := window_problem(over_ns):
+        raise _refused(value, problem)
+    return over_ns
 
 
 def _arrivals(value: object) -> Arrivals:
@@ -125,6 +138,33 @@ def _url(value: object) -> str:
     return value
 
 
+def _proxy(value: object) -> str:
+    """Check a proxy's URL; its user and password may stand in it, so no message repeats it."""
+    allowed = "allowed is a URL like http://proxy:3128, of the scheme http or https"
+    if not isinstance(value, str):
+        raise _refused(value, allowed)
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"found a URL that cannot be read; {allowed}") from None
+    if parts.scheme not in ("http", "https") or "://" not in value:
+        scheme = value.partition("://")[0] if "://" in value else ""
+        raise ValueError(f'found the scheme "{scheme}"; {allowed}')
+    if not host or not value.isprintable() or " " in value:
+        raise ValueError(f"found a URL without a usable host; {allowed}")
+    return value
+
+
+def _http2(value: bool) -> bool:
+    if value and importlib.util.find_spec("h2") is None:
+        raise ValueError(
+            "found true, but HTTP/2 needs the package h2, which is not installed; install it: "
+            "pip install h2"
+        )
+    return value
+
+
 def _header(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("found a header that is not text; put it in quotes")  # noqa: TRY004 - pydantic wants it
@@ -151,6 +191,7 @@ def _text(pattern: str, example: str) -> WithJsonSchema:
 
 
 _Duration = Annotated[int, BeforeValidator(_positive_duration), _text(_DURATION, "60s")]
+_Window = Annotated[int, BeforeValidator(_window), _text(_DURATION, "10s")]
 _Drain = Annotated[int, BeforeValidator(_duration), _text(_DURATION, "30s")]
 _Arrivals = Annotated[Arrivals, PlainValidator(_arrivals), _text(_ARRIVALS, "poisson 20/s")]
 _File = Annotated[Path, PlainValidator(_file), WithJsonSchema({"type": "string"})]
@@ -158,6 +199,8 @@ _Url = Annotated[str, PlainValidator(_url), WithJsonSchema({"type": "string"})]
 _Verify = Annotated[
     bool | Path, PlainValidator(_verify), WithJsonSchema({"type": ["boolean", "string"]})
 ]
+_Proxy = Annotated[str, PlainValidator(_proxy), WithJsonSchema({"type": "string"})]
+_Http2 = Annotated[bool, AfterValidator(_http2)]
 _Headers = dict[
     Annotated[str, Field(pattern=_HEADER_NAME)], Annotated[str, BeforeValidator(_header)]
 ]
@@ -184,6 +227,23 @@ class TargetEntry(_Written):
     )
     verify: _Verify = Field(
         True, description="TLS: true, false, or the path of a file of CA certificates."
+    )
+    cert: _File | None = Field(
+        None, description="TLS: our certificate, a PEM file, for targets that ask for one."
+    )
+    key: _File | None = Field(
+        None, description="TLS: the private key of cert, a PEM file, if cert does not hold it."
+    )
+    proxy: _Proxy | None = Field(
+        None, description="Proxy for all requests, like http://proxy:3128. Secrets: ${VAR}."
+    )
+    http2: _Http2 = Field(
+        False, description="Offer HTTP/2 to an https target; needs the package h2."
+    )
+    trust_env: bool = Field(
+        True,
+        description="Without a proxy here, use that of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, "
+        "unless NO_PROXY names the host or it is a loopback address.",
     )
     params: dict[str, Any] = Field(
         {}, description="Further fields of the request body, like max_tokens."
@@ -234,7 +294,10 @@ class InputsEntry(_Written):
 
 
 class BudgetEntry(_Written):
-    """STEP.METRIC [QUANTILE|mean|max] OP VALUE [in STAGE], like chat.ttft p99 < 800ms."""
+    """STEP.METRIC [QUANTILE|mean|max] [regression] OP VALUE [over DURATION] [in STAGE].
+
+    Like chat.ttft p99 < 800ms.
+    """
 
     model_config = ConfigDict(json_schema_extra=_or_text)
     budget: str = Field(description="The sentence, like chat.ttft p99 < 800ms.")
@@ -242,6 +305,12 @@ class BudgetEntry(_Written):
         0.95, ge=0.5, le=0.9999, description="How sure a PASS or a FAIL must be; default 0.95."
     )
     stage: str | None = Field(None, description="Judge in this stage only.")
+    over_ns: _Window | None = Field(
+        None, alias="over", description="Every window of this length must hold, like 10s."
+    )
+    abort: bool = Field(
+        False, description="End the load once no remaining outcome could meet this budget."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -251,7 +320,13 @@ class BudgetEntry(_Written):
 
 def _to_budget(entry: BudgetEntry) -> Budget:
     try:
-        return parse_budget(entry.budget, stage=entry.stage, confidence=entry.confidence)
+        return parse_budget(
+            entry.budget,
+            stage=entry.stage,
+            over_ns=entry.over_ns,
+            confidence=entry.confidence,
+            abort=entry.abort,
+        )
     except BudgetSyntaxError as error:
         details = {"problem": error.problem, "column": error.column}
         raise PydanticCustomError("budget", "{problem}", details) from None
@@ -282,6 +357,23 @@ class PlanEntry(_Written):
     )
     seed: int = Field(1, ge=0, lt=2**63, description="Same seed, same arrivals and inputs.")
     workers: int = Field(1, ge=1, le=1024, description="Processes that generate the load.")
+    repeat: int = Field(
+        1,
+        ge=1,
+        le=MOST_REPEATS,
+        description="How often the whole load is played, each time by new worker processes with "
+        "a seed of its own; a budget is judged on all of them.",
+    )
+    abort_on: tuple[AbortCause, ...] = Field(
+        (),
+        description="What else ends the load early: overload (latency that keeps growing), errors "
+        "(a storm of failures).",
+    )
+    multiple_testing: MultipleTesting = Field(
+        "none",
+        description="none: each budget has its own confidence. holm: the confidence is that of all "
+        "budgets together, by Holm's procedure.",
+    )
     drain_ns: _Drain = Field(
         30_000_000_000,
         alias="drain",
@@ -340,6 +432,12 @@ _MEANT_KEY = {
     "request_rate": "arrivals",
     "users": "concurrency",
     "max_concurrency": "max_in_flight",
+    "repeats": "repeat",
+    "repetitions": "repeat",
+    "runs": "repeat",
+    "window": "over",
+    "family": "multiple_testing",
+    "correction": "multiple_testing",
     "thresholds": "budgets",
     "stages": "load",
     "host": "url",

@@ -24,6 +24,7 @@ from harness.recorder.recording import (
     StepSpan,
     Timeline,
     load_recording,
+    repetition_name,
 )
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "Timeline",
     "load_recording",
     "merge_reports",
+    "repetition_name",
     "write_atomically",
 ]

@@ -10,12 +10,12 @@ import gc
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +39,16 @@ from harness.recorder.record import RUN, Key, Load
 
 REPETITION_MARK = "~"  # steady, steady~2, …: no declared name holds it
 _DAY_S = 86_400
+_MOST_INTERVALS = 10_000_000  # 115 days of seconds
 _DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 FloatArray = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+
+def repetition_name(declared: str, repeat: int) -> str:
+    """Return the name under which a repetition of a stage is recorded: `steady`, `steady~2`."""
+    return declared if repeat == 1 else f"{declared}{REPETITION_MARK}{repeat}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,7 @@ class Timeline:
 class Requests:
     """Executions of one step in one stage, per interval in which they ended."""
 
+    index: IntArray
     t_s: FloatArray
     total: IntArray
     failed: IntArray
@@ -266,8 +274,14 @@ class Recording:
         self.run = read_run(folder)
         self.interval_s = _positive(self.run["interval_s"])
         self.stages = tuple(_stage(stage) for stage in self.run["stages"])
+        last_s = max((stage.end_s for stage in self.stages), default=0)
+        _count(int(last_s / self.interval_s), at_most=_MOST_INTERVALS)
+        _check_aborted(self.run.get("aborted"))
         _names(self.run.get("status", "unknown"), self.run.get("clock", "unknown"))
         _number(self.run.get("lost_reports", 0))
+        _number(self.run.get("machine", {}).get("cores") or 0)
+        for value in (*self.run.get("reads", {}).values(), *self.run.get("clock_steps_s", ())):
+            _number(value)
         self._rows: dict[Key, dict[int, _Row]] = defaultdict(dict)
         self._steps: dict[tuple[str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
         self._load: dict[int, dict[str, dict[str, int]]] = defaultdict(dict)
@@ -327,9 +341,7 @@ class Recording:
                 and key[2] == metric
                 and (key[1] == step or (step == RUN and "/" not in key[1]))
             ]
-            rows: dict[int, _Row] = {}
-            for key in keys:
-                rows = _sum_rows(rows, self._rows[key])
+            rows = _by_interval((self._rows[key] for key in keys), _sum_rows)
             found = Series(self.interval_s, unit_of(metric), rows) if rows else None
             self._series[wanted] = found
         return self._series[wanted]
@@ -341,14 +353,16 @@ class Recording:
         return self._requests[stage, step]
 
     def _sum_requests(self, stage: str, step: str) -> Requests:
-        rows: dict[int, dict[str, Any]] = {}
-        for (where, name), by_index in self._steps.items():
-            if where == stage and (name == step or (step == RUN and "/" not in name)):
-                for index, row in by_index.items():
-                    rows[index] = _sum_steps(rows.get(index), row)
+        steps = (
+            by_index
+            for (where, name), by_index in self._steps.items()
+            if where == stage and (name == step or (step == RUN and "/" not in name))
+        )
+        rows = _by_interval(steps, _sum_steps)
         order = sorted(rows)
         kinds = tuple(dict(rows[i]["kinds"]) for i in order)
         return Requests(
+            index=np.array(order, dtype=np.int64),
             t_s=np.array(order, dtype=np.float64) * self.interval_s,
             total=np.array([rows[i]["total"] for i in order], dtype=np.int64),
             failed=np.array([sum(k.values()) for k in kinds], dtype=np.int64),
@@ -438,7 +452,7 @@ class Recording:
                 _count(_count(good) + failed, at_most=_count(total))
                 row = {"total": total, "good": good, "kinds": kinds}
                 by_index = self._steps[stage, step]
-                by_index[index] = _sum_steps(by_index.get(index), row)
+                by_index[index] = _sum_steps([by_index[index], row]) if index in by_index else row
             for stage, step, metric, n, low, high, total, clamped, over in line["metrics"]:
                 _names(stage, step, metric)
                 _check_figures(n, low, high, total)
@@ -452,7 +466,7 @@ class Recording:
                 blobs_ = [waiting.pop(0)]
                 row_ = _Row(n, low, high, total, clamped, dict(map(tuple, over)), blobs_)
                 rows = self._rows[stage, step, metric]
-                rows[index] = _sum_row(rows[index], row_) if index in rows else row_
+                rows[index] = _sum_rows([rows[index], row_]) if index in rows else row_
 
     def _read_hlog(self) -> dict[tuple[str, int], list[str]]:
         """Return the encoded histograms by tag and interval, in file order."""
@@ -528,6 +542,15 @@ def _check_figures(n: Any, low: Any, high: Any, total: Any) -> None:
         raise ValueError(f"[{low!r}, {high!r}, {total!r}] where min, max and sum must stand")
 
 
+def _check_aborted(aborted: Any) -> None:
+    """Refuse what cannot be the reason for which a load was ended early."""
+    if aborted is not None:
+        _number(aborted["t_s"])
+        _names(aborted["why"], aborted["budget"] or "", aborted["stage"] or "")
+        for number in ("over", "allowed", "planned"):
+            _count(aborted[number] or 0)
+
+
 def _stage(row: dict[str, Any]) -> StageWindow:
     stage = StageWindow(**row)
     _names(stage.name, stage.load)
@@ -576,31 +599,37 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             raise RecordingError(f"{path}:{number}: not JSON: {error}") from error
 
 
-def _sum_row(one: _Row, other: _Row) -> _Row:
-    shared = one.over.keys() & other.over.keys()
+def _by_interval(parts: Iterable[Mapping[int, T]], add: Callable[[Sequence[T]], T]) -> dict[int, T]:
+    """Add up what several parts have of the same interval."""
+    first, *others = [*parts] or [{}]
+    if not others:
+        return dict(first)
+    every: dict[int, list[T]] = defaultdict(list)
+    for part in (first, *others):
+        for index, row in part.items():
+            every[index].append(row)
+    return {index: rows[0] if len(rows) == 1 else add(rows) for index, rows in every.items()}
+
+
+def _sum_rows(rows: Sequence[_Row]) -> _Row:
+    shared = set(rows[0].over).intersection(*(row.over for row in rows[1:]))
     return _Row(
-        n=one.n + other.n,
-        min=min(one.min, other.min),
-        max=max(one.max, other.max),
-        sum=one.sum + other.sum,
-        clamped=one.clamped + other.clamped,
-        over={top: one.over[top] + other.over[top] for top in shared},
-        blobs=one.blobs + other.blobs,
+        n=sum(row.n for row in rows),
+        min=min(row.min for row in rows),
+        max=max(row.max for row in rows),
+        sum=sum(row.sum for row in rows),
+        clamped=sum(row.clamped for row in rows),
+        over={top: sum(row.over[top] for row in rows) for top in shared},
+        blobs=[blob for row in rows for blob in row.blobs],
     )
 
 
-def _sum_rows(one: dict[int, _Row], other: dict[int, _Row]) -> dict[int, _Row]:
-    summed = dict(one)
-    for index, row in other.items():
-        summed[index] = _sum_row(summed[index], row) if index in summed else row
-    return summed
-
-
-def _sum_steps(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
-    if one is None:
-        return other
+def _sum_steps(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    kinds: Counter[str] = Counter()
+    for row in rows:
+        kinds.update(row["kinds"])
     return {
-        "total": one["total"] + other["total"],
-        "good": one["good"] + other["good"],
-        "kinds": Counter(one["kinds"]) + Counter(other["kinds"]),
+        "total": sum(row["total"] for row in rows),
+        "good": sum(row["good"] for row in rows),
+        "kinds": kinds,
     }

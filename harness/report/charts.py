@@ -22,6 +22,7 @@ from harness.recorder import Recording
 from harness.report import words
 from harness.report.facts import (
     HEAT_STEPS,
+    Difference,
     Findings,
     Heat,
     Knee,
@@ -71,7 +72,7 @@ class Drawing:
 # --- axes ----------------------------------------------------------------------------------------
 
 
-def _latency_scale(values: Iterable[float | None], bottom: float, top: float) -> Scale:
+def latency_scale(values: Iterable[float | None], bottom: float, top: float) -> Scale:
     """Return a log axis when the values span more than a factor of 8, else one from zero."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     high, low = max(known, default=1.0) or 1.0, min((v for v in known if v > 0), default=1.0)
@@ -81,7 +82,7 @@ def _latency_scale(values: Iterable[float | None], bottom: float, top: float) ->
     return Scale(0.0, high * 1.12, bottom, top)
 
 
-def _y_axis(
+def y_axis(
     paper: Paper,
     scale: Scale,
     left: float,
@@ -89,6 +90,7 @@ def _y_axis(
     label: Callable[[float], str],
     apart: float = 34,
 ) -> None:
+    """Draw a line and write a label at round values, at least `apart` pixels from each other."""
     for value in scale.ticks(apart):
         y = scale(value)
         paper.line([left, right], [y, y], "grid")
@@ -139,7 +141,7 @@ def _stages(
                 paper.text(x0 + 2, top - 9, fits[0])
 
 
-def _end_labels(
+def end_labels(
     paper: Paper, x: float, labels: Sequence[tuple[float, str, str, bool]], bottom: float
 ) -> None:
     """Write labels (y, text, role, bold) at line ends, moved apart where they would overlap."""
@@ -181,11 +183,11 @@ def _limits(
         return
     of = {stage: v.budget for stage, v in subject.judged.items()}
     recorded = [s for s in recording.stages if s.record]
-    same = len({b.limit for b in of.values()}) == 1 and all(s.name in of for s in recorded)
+    same = len({b.limit for b in of.values()}) == 1 and all(s.group in of for s in recorded)
     spans = (
         [(x.low, x.high, next(iter(of.values())))]
         if same
-        else [(s.start_s, s.end_s, of[s.name]) for s in recorded if s.name in of]
+        else [(s.start_s, s.end_s, of[s.group]) for s in recorded if s.group in of]
     )
     label = bool(recorded)
     for start, end, budget in spans:
@@ -222,9 +224,9 @@ def draw_over_time(paper: Paper, recording: Recording, findings: Findings, f: Ov
     x, top, bottom = _time_scale(paper, findings), 26.0, paper.height - 48.0
     limits = [v.budget.limit for v in findings.subject.judged.values()] if findings.subject else []
     values = [v for w in f.windows for v in (*w.percentiles, w.judged_at if w.flagged else None)]
-    y = _latency_scale([*values, *limits], bottom, top)
+    y = latency_scale([*values, *limits], bottom, top)
     _stages(paper, recording, findings, x, top, bottom)
-    _y_axis(paper, y, x.start, x.end, _tick(findings))
+    y_axis(paper, y, x.start, x.end, _tick(findings))
     faded = {s.name for s in recording.stages if not s.record} | findings.invalid_stages
     ends = []
     for i, (role, width) in enumerate((("p50", 1.5), ("p95", 1.7), ("p99", 2.2))):
@@ -240,7 +242,7 @@ def draw_over_time(paper: Paper, recording: Recording, findings: Findings, f: Ov
     for w in flagged:
         begin = max(w.t0, f.since.t_s) if f.since and f.since.t_s < w.t1 else w.t0
         paper.mark(x((begin + w.t1) / 2), y(w.judged_at or 0), Outcome.FAIL, 6)
-    _end_labels(paper, x.end + 7, ends, bottom)
+    end_labels(paper, x.end + 7, ends, bottom)
     if f.since:
         at = x(f.since.t_s)
         paper.line([at, at], [top, bottom], "fail", 1.1, dash="dotted")
@@ -279,7 +281,7 @@ def draw_load(paper: Paper, recording: Recording, findings: Findings, f: Load) -
     both = np.concatenate([planned[~np.isnan(planned)], f.reached])
     y = Scale(0.0, max(float(both.max(initial=0)) * 1.15, 1.0), middle, top)
     _stages(paper, recording, findings, x, top, middle)
-    _y_axis(paper, y, x.start, x.end, lambda v: format_rate(v) if v else "0", 20)
+    y_axis(paper, y, x.start, x.end, lambda v: format_rate(v) if v else "0", 20)
     edges = np.append(f.t_s, f.t_s[-1] + f.column_s)
     edges = np.minimum(edges, recording.stages[-1].end_s)
     xs = np.repeat(x.all(edges), 2)[1:-1].tolist()
@@ -300,7 +302,7 @@ def draw_load(paper: Paper, recording: Recording, findings: Findings, f: Load) -
     ends = [(y(float(f.reached[-1])), "reached", "p95", True)]
     if not np.isnan(planned[-1]):
         ends.append((min(y(float(planned[-1])), ends[0][0] - 1), "planned", "ink", False))
-    _end_labels(paper, x.end + 7, ends, middle)
+    end_labels(paper, x.end + 7, ends, middle)
     _in_flight(paper, recording, findings, f, x, middle + gap)
 
 
@@ -322,7 +324,7 @@ def _in_flight(
     most = float(f.in_flight.max(initial=0))
     y = Scale(0.0, max(most * 1.25, 1.0), bottom, top)
     _stages(paper, recording, findings, x, top, bottom, named=False)
-    _y_axis(paper, y, x.start, x.end, lambda v: format_count(round(v)), 20)
+    y_axis(paper, y, x.start, x.end, lambda v: format_count(round(v)), 20)
     step = max(1, math.ceil(len(f.in_flight) / 500))
     starts = np.arange(0, len(f.in_flight), step)
     xs = x.all(f.in_flight_t_s[starts])
@@ -352,7 +354,7 @@ def draw_heat(paper: Paper, recording: Recording, findings: Findings, f: Heat) -
     high = max([high, *(1.3 * limit for limit in limits if limit < 4 * high)])
     y = Scale(float(f.edges[0]) / 1.02, high * 1.05, bottom, top, log=True)
     _stages(paper, recording, findings, x, top, bottom)
-    _y_axis(paper, y, x.start, x.end, _tick(findings), 24)
+    y_axis(paper, y, x.start, x.end, _tick(findings), 24)
     share = f.counts / np.maximum(f.counts.sum(axis=0), 1)
     level = np.digitize(share, HEAT_STEPS, right=True)
     xs = [min(v, x.end) for v in x.all(f.t_edges)]
@@ -390,20 +392,9 @@ def draw_nines(paper: Paper, _: Recording, findings: Findings, f: Nines) -> None
     limit = subject.budget.limit if subject.budget else None
     ends = [v for c in f.curves for v in (float(c.values[0]), float(c.values[-1]))]
     spread = [float(v) for c in f.curves for v in c.high if not math.isnan(v)]
-    y = _latency_scale([*ends, *spread, limit], bottom, top)
-    _y_axis(paper, y, left, right, _tick(findings), 26)
-    for k in range(math.floor(most) + 1):
-        for q in (0.0, 0.5) if k == 0 else (1 - 10**-k,):
-            at = x(-math.log10(1 - q))
-            paper.line([at, at], [top, bottom], "grid")
-            if q or x(-math.log10(0.5)) - left > 34:
-                paper.text(
-                    at,
-                    bottom + 13,
-                    words.percentile(q) if q else "min",
-                    size=11 if not paper.phone else 10.5,
-                    align="center",
-                )
+    y = latency_scale([*ends, *spread, limit], bottom, top)
+    y_axis(paper, y, left, right, _tick(findings), 26)
+    _nines_axis(paper, x, top, bottom)
     paper.line([left, right], [bottom, bottom], "line")
     labels = []
     for curve, role, width in zip(
@@ -428,7 +419,75 @@ def draw_nines(paper: Paper, _: Recording, findings: Findings, f: Nines) -> None
     if limit is not None and subject.budget is not None:
         labels += _nines_limit(paper, findings, x, y, limit, right)
     _nines_marks(paper, findings, f, x, y)
-    _end_labels(paper, right + 8, labels, bottom)
+    end_labels(paper, right + 8, labels, bottom)
+
+
+def _nines_axis(paper: Paper, x: Scale, top: float, bottom: float) -> None:
+    """Draw percentiles one nine apart, and the median."""
+    for k in range(math.floor(x.high) + 1):
+        for q in (0.0, 0.5) if k == 0 else (1 - 10**-k,):
+            at = x(-math.log10(1 - q))
+            if at < x.start - 1:
+                continue
+            paper.line([at, at], [top, bottom], "grid")
+            if q or x(-math.log10(0.5)) - x.start > 34:
+                paper.text(
+                    at,
+                    bottom + 13,
+                    words.percentile(q) if q else "min",
+                    size=11 if not paper.phone else 10.5,
+                    align="center",
+                )
+
+
+def draw_difference(paper: Paper, _: Recording, __: Findings, f: Difference) -> None:
+    """Draw candidate − baseline at each percentile with its band, and the line of no change."""
+    left, right = (62.0, paper.width - 16.0) if paper.phone else (66.0, HALF - 24.0)
+    top, bottom = 14.0, paper.height - 30.0
+    curve = f.curve
+    x = Scale(float(curve.nines[0]), float(curve.nines[-1]), left, right)
+    known = [v for line in (curve.difference, curve.low, curve.high) for v in line.tolist()]
+    reach = 1.12 * max((abs(v) for v in known if not math.isnan(v)), default=1.0) or 1.0
+    y = Scale(-reach, reach, bottom, top)
+    kind = METRICS[f.metric].kind if f.metric in METRICS else "time"
+    for value in y.ticks(26):
+        for at in {value, -value}:
+            paper.line([left, right], [y(at), y(at)], "grid")
+            label = words.signed(at, kind)
+            size = 11 if not paper.phone else 10.5
+            paper.text(left - 6, y(at), label, size=size, align="right")
+    _nines_axis(paper, x, top, bottom)
+    paper.line([left, right], [bottom, bottom], "line")
+    band = [
+        (a, y(low), y(high))
+        for a, low, high in zip(x.all(curve.nines), curve.low, curve.high, strict=True)
+        if not math.isnan(low) and not math.isnan(high)
+    ]
+    paper.area(
+        [[(a, h) for a, _, h in band] + [(a, lo) for a, lo, _ in band[::-1]]], "p99", alpha=0.2
+    )
+    paper.line([left, right], [y(0), y(0)], "ink", 1.2)
+    paper.line(x.all(curve.nines), y.all(curve.difference), "p99", 2.2)
+    paper.text(left + 6, top + 8, "slower ↑", "ink2")
+    paper.text(left + 6, bottom - 10, "faster ↓", "ink2")
+    _difference_marks(paper, f, x, y, kind)
+
+
+def _difference_marks(paper: Paper, f: Difference, x: Scale, y: Scale, kind: str) -> None:
+    """Mark p50, p95 and p99 and write their difference where it finds room."""
+    for q in (0.5, 0.95, 0.99):
+        i = f.at(q)
+        if i is None:
+            continue
+        change = float(f.curve.difference[i])
+        at, level = x(float(f.curve.nines[i])), y(change)
+        paper.dots([at], [level], "o", "p99", 6)
+        text = f"{words.percentile(q)} {words.signed(change, kind)}"
+        if at - x.start < paper.width_of(text, bold=True) + 12:
+            rises = f.curve.difference[min(i + 5, len(f.curve.difference) - 1)] > change
+            paper.text(at + 8, level + (14 if rises else -12), text, "ink", bold=True)
+        else:
+            paper.text(at - 8, level - 12, text, "ink", align="right", bold=True)
 
 
 def _nines_limit(
@@ -480,8 +539,8 @@ def draw_knee(paper: Paper, _: Recording, findings: Findings, f: Knee) -> None:
     limit = findings.subject.budget.limit if findings.subject and findings.subject.budget else None
     x = Scale(0.0, max(lv.reached for lv in f.levels) * 1.05, left, right)
     values = [v for lv in f.levels for v in (*lv.percentiles, lv.low, lv.high)]
-    y = _latency_scale([*values, limit], bottom, top)
-    _y_axis(paper, y, left, right, _tick(findings), 26)
+    y = latency_scale([*values, limit], bottom, top)
+    y_axis(paper, y, left, right, _tick(findings), 26)
     if f.holds is not None and f.breaks is not None:
         paper.box(x(f.holds.reached), top, x(f.breaks.reached), bottom, "fail", alpha=0.12)
     if f.holds is not None:
@@ -509,7 +568,7 @@ def draw_knee(paper: Paper, _: Recording, findings: Findings, f: Knee) -> None:
     if limit is not None:
         paper.line([left, right], [y(limit)] * 2, "limit", 1.4, dash="dashed")
         _limit_label(paper, findings, left + 4, y(limit))
-    _end_labels(paper, right + 7, labels, bottom)
+    end_labels(paper, right + 7, labels, bottom)
     paper.line([left, right], [bottom, bottom], "line")
     for value in x.ticks(64):
         paper.text(
@@ -637,7 +696,10 @@ def draw_budgets(paper: Paper, verdicts: Sequence[BudgetVerdict]) -> None:
 
 
 def used_share(verdict: BudgetVerdict, value: float | None) -> float | None:
-    """Return what share of the limit (of a lower limit, of the allowed loss) a value uses."""
+    """Return what share of the limit (of a lower limit, of the allowed loss) a value uses.
+
+    An improvement on a baseline uses nothing of what it might have grown.
+    """
     if value is None:
         return None
     limit = verdict.budget.limit
@@ -645,7 +707,7 @@ def used_share(verdict: BudgetVerdict, value: float | None) -> float | None:
         return (1 - value) / (1 - limit) if limit < 1 else 2.0
     if not verdict.budget.upper:
         return limit / value if value else 2.0
-    return value / limit if limit else 2.0
+    return max(0.0, value / limit) if limit else 2.0
 
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -695,6 +757,16 @@ _CHARTS = (
     _Chart("load", "load", Load, draw_load, words.load, WIDE, _fixed(230), _fixed(230)),
     _Chart("heatmap", "heat", Heat, draw_heat, words.heat, WIDE, _fixed(272), _fixed(272)),
     _Chart("nines", "nines", Nines, draw_nines, words.nines, HALF, _fixed(330), _fixed(300)),
+    _Chart(
+        "difference",
+        "difference",
+        Difference,
+        draw_difference,
+        words.difference,
+        HALF,
+        _fixed(330),
+        _fixed(300),
+    ),
     _Chart("capacity", "capacity", Knee, draw_knee, words.knee, HALF, _fixed(330), _fixed(300)),
 )
 

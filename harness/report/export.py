@@ -10,13 +10,16 @@
                        status, started_at, ended_at, started_unix_s, interval_s, drain_s,
                        timeout_s, clock, machine (system, cores, memory_bytes)
     budgets            worst first; each has
-      text step metric statistic quantile op limit limit_text confidence   as declared
+      text step metric statistic quantile op limit limit_text confidence regression abort
+                       as declared; over_ns is the length of the windows that must hold, or null
       declared_stage   the stage it is limited to, or null
       unit             of limit, observed, low and high: "ns", "tokens", "share" (0 to 1), "per_s"
       stage            where it was judged
       outcome observed low high n over allowed
                        low and high end the interval; `over` samples of n were beyond the limit and
                        `allowed` might have been
+      effective_n vif  n samples say as much as effective_n independent ones, n / vif; null and 1
+                       where dependence was not measured
       used             share of the limit used (1.44: 44 % over); null also where it has no bound
       reason sentence evidence
     health             valid, planned, sent, dropped, cut_off, waited, send_lag_p99_ns,
@@ -25,11 +28,17 @@
                        target_caused
     since              since when the limit is missed: t_s, stage, offset_s, and the flagged of all
                        windows; or null
+    drifts             what was not steady: kind ("overload", "trend", "warm-up"), stage, subject,
+                       t_s (an overload's begin, a warm-up's end), ratio, arrived_per_s,
+                       ended_per_s, growth_ns_per_s, sentence
+    aborted            why the load was ended early: t_s, why, budget, stage, over, allowed,
+                       planned; or null
     slow_step          which step makes slow journeys slow: step, share, root, stage; or null
-    stages             name, start_s, end_s, record, load, planned_rate_per_s, max_in_flight, and
-                       totals: planned, sent, finished, failed, dropped, cut_off, waited,
-                       max_in_flight, max_waiting, token_events, merged (token events whose stamp
-                       may be late, because more came in the same read)
+    stages             name, start_s, end_s, record, load, planned_rate_per_s, max_in_flight,
+                       repeat (which repetition of the load), and totals: planned, sent, finished,
+                       failed, dropped, cut_off, waited, max_in_flight, max_waiting, token_events,
+                       merged (token events whose stamp may be late, because more came in the same
+                       read)
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
                        latency budget), failures {kind: count}, and metrics {name: {unit ("ms" or
                        "tokens"), n, mean, p50, p95, p99, p99.9, max}}
@@ -49,11 +58,12 @@ from typing import Any
 from harness.budget import METRICS, Kind
 from harness.recorder import Histogram, Recording
 from harness.report.facts import Findings
+from harness.stats import supported
 from harness.verdict import BudgetVerdict, Verdict
 
 SCHEMA_VERSION = 1  # 1: first
 
-_UNITS: dict[Kind, str] = {"time": "ns", "tokens": "tokens", "share": "share", "rate": "per_s"}
+UNITS: dict[Kind, str] = {"time": "ns", "tokens": "tokens", "share": "share", "rate": "per_s"}
 _RUN_KEYS = (
     "id",
     "name",
@@ -73,7 +83,7 @@ _RUN_KEYS = (
     "clock",
     "machine",
 )
-_PERCENTILES = {"p50": (0.5, 2), "p95": (0.95, 20), "p99": (0.99, 100), "p99.9": (0.999, 1000)}
+_PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 _NS_PER_MS = 1_000_000
 
 
@@ -90,6 +100,8 @@ def verdict_json(recording: Recording, verdict: Verdict, findings: Findings) -> 
         "budgets": [_budget(row) for row in verdict.budgets],
         "health": {**asdict(verdict.health), "valid": verdict.health.valid},
         "since": asdict(findings.since) if findings.since else None,
+        "drifts": [asdict(drift) for drift in findings.drifts],
+        "aborted": recording.run.get("aborted"),
         "slow_step": asdict(findings.slow_step) if findings.slow_step else None,
         "stages": [
             {**asdict(stage), "totals": asdict(recording.load_totals(stage.name))}
@@ -97,8 +109,8 @@ def verdict_json(recording: Recording, verdict: Verdict, findings: Findings) -> 
         ],
         "steps": list(_steps(recording)),
     }
-    plain: dict[str, Any] = _plain(whole)
-    return plain
+    found: dict[str, Any] = plain(whole)
+    return found
 
 
 def _run(recording: Recording) -> dict[str, Any]:
@@ -113,7 +125,7 @@ def _budget(row: BudgetVerdict) -> dict[str, Any]:
     return {
         **own,
         "declared_stage": own["stage"],
-        "unit": _UNITS[row.budget.kind],
+        "unit": UNITS[row.budget.kind],
         **judged,
         "sentence": row.sentence,
         "evidence": row.evidence,
@@ -152,19 +164,19 @@ def _metric(metric: str, histogram: Histogram) -> dict[str, Any]:
         "mean": scaled(histogram.mean),
         **{
             name: scaled(histogram.quantile(q))
-            for name, (q, fewest) in _PERCENTILES.items()
-            if histogram.n >= fewest
+            for name, q in _PERCENTILES.items()
+            if supported(histogram.n, q)
         },
         "max": scaled(histogram.max),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Make a value JSON's own: plain containers and numbers, null for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, float):

@@ -20,8 +20,12 @@ from scipy.special import bdtrc
 from harness.budget import METRICS, RUN, Budget
 from harness.recorder import Histogram, Recording, Series, StageWindow
 from harness.report.waterfall import SlowStep, Waterfall, WhyNot, find_waterfall, slow_step
-from harness.stats import quantile_interval
+from harness.stats import Windows, supported
+from harness.stats.recorded import windows_of
+from harness.stats.regression import DifferenceCurve, difference_curve, quantile_limits
+from harness.steadiness import Drift, find_drifts
 from harness.verdict import BudgetVerdict, Outcome, Verdict
+from harness.verdict.regression import Pair
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,6 +36,9 @@ BINS_PER_DOUBLING = 7
 MOST_CURVES = 4
 MIN_OVER_TIME, MIN_HEAT, MIN_NINES, MIN_LEVELS = 30, 200, 100, 3
 MOST_OTHERS = 3
+_NO_BASELINE = (
+    "No baseline: give a saved run of the same plan, harness report RUN --baseline EARLIER_RUN."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +155,28 @@ class Nines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Quantiles of a metric in one stage minus the baseline's; `n` counts the samples of both.
+
+    `baseline` names the run.
+    """
+
+    baseline: str
+    step: str
+    metric: str
+    stage: str
+    n: tuple[int, int]
+    curve: DifferenceCurve
+    confidence: float
+
+    def at(self, q: float) -> int | None:
+        """Index of a quantile on the curve; None where it does not reach that far."""
+        x = -math.log10(1 - q)
+        nines = self.curve.nines
+        return int(np.abs(nines - x).argmin()) if x <= nines[-1] + 1e-9 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """One load level of the capacity chart, for the subject's quantile."""
 
@@ -219,13 +248,14 @@ class Findings:
     load: Load | WhyNot
     heat: Heat | WhyNot
     nines: Nines | WhyNot
-    difference: WhyNot
+    difference: Difference | WhyNot
     capacity: Knee | WhyNot
     waterfall: Waterfall | WhyNot
     slow_step: SlowStep | None
     steps: tuple[StepTable, ...]
     errors: tuple[ErrorKind, ...]
     others: tuple[Findings, ...] = ()
+    drifts: tuple[Drift, ...] = ()
 
     @property
     def since(self) -> Since | None:
@@ -233,7 +263,7 @@ class Findings:
         return self.over_time.since if isinstance(self.over_time, OverTime) else None
 
 
-def findings(recording: Recording, verdict: Verdict) -> Findings:
+def findings(recording: Recording, verdict: Verdict, baseline: Recording | None = None) -> Findings:
     """Compute all of it; a few hundred milliseconds for a run of an hour."""
     invalid = frozenset(s.name for s in recording.stages if verdict.health.broken(s.name))
     ranked = _ranked(verdict.budgets)
@@ -242,13 +272,18 @@ def findings(recording: Recording, verdict: Verdict) -> Findings:
         invalid_stages=invalid,
         end_s=_end_s(recording),
         load=_load(recording),
-        difference=WhyNot("No baseline: this version does not compare runs yet."),
         waterfall=waterfall,
         slow_step=slow_step(waterfall),
         steps=_step_tables(recording),
         errors=_errors(recording),
+        drifts=find_drifts(recording),
+        difference=WhyNot(_NO_BASELINE),
         **_about(recording, verdict.budgets, ranked[0] if ranked else None, invalid),
     )
+    if baseline is not None:
+        main = replace(
+            main, difference=_difference(Pair(baseline, recording), verdict, main, invalid)
+        )
     others = [v for v in ranked[1:] if v.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE)]
     return replace(
         main,
@@ -292,7 +327,7 @@ def _ranked(budgets: Iterable[BudgetVerdict]) -> list[BudgetVerdict]:
     The worst failing one, else one that was not measured, else the closest to its limit.
     """
     rank = {Outcome.FAIL: 0, Outcome.INVALID: 1}
-    timed = [v for v in budgets if v.budget.kind == "time" and v.observed is not None]
+    timed = [v for v in budgets if v.budget.kind == "time" and v.n]
     timed.sort(key=lambda v: (v.budget.quantile is None, rank.get(v.outcome, 2), -(v.used or 0.0)))
     first: dict[tuple[str, str], BudgetVerdict] = {}
     for v in timed:
@@ -305,17 +340,12 @@ def _subject(
 ) -> Subject | None:
     if focus is not None:
         b = focus.budget
-        same = (b.step, b.metric, b.statistic)
         return Subject(
             step=b.step,
             metric=b.metric,
             quantile=b.quantile or 0.99,
             budget=b,
-            judged={
-                v.stage: v
-                for v in reversed(budgets)
-                if (v.budget.step, v.budget.metric, v.budget.statistic) == same
-            },
+            judged={v.stage: v for v in reversed(budgets) if v.budget.subject == b.subject},
         )
     for stage in recording.stages:
         for step in recording.steps(stage.name):
@@ -384,7 +414,7 @@ def _windows(
     per_request = max(1.0, samples / max(1, done.n - done.n_failed))
     count = max(1, round(samples / per_request / WINDOW_REQUESTS))
     group = np.minimum((np.cumsum(series.n) - series.n) * count // samples, count - 1)
-    verdict = subject.judged.get(stage.name)
+    verdict = subject.judged.get(stage.group)
     over = _over(series, verdict.budget) if verdict and verdict.budget.quantile else None
     starts = [
         max(stage.start_s, float(series.t_s[np.flatnonzero(group == g)[0]]))
@@ -395,7 +425,7 @@ def _windows(
         mask = group == g
         h = series.histogram(mask)
         k = None if over is None else int(over[mask].sum())
-        at = h.quantile(subject.quantile)
+        at = h.quantile(subject.quantile) if supported(h.n, subject.quantile) else None
         yield Window(
             stage=stage.name,
             t0=starts[i],
@@ -413,7 +443,7 @@ def _percentiles(
     h: Histogram, quantiles: tuple[float, float, float] = (0.5, 0.95, 0.99)
 ) -> tuple[float | None, float | None, float | None]:
     """Return the quantiles; None where less than one sample is to be expected above."""
-    a, b, c = (h.quantile(q) if h.n * (1 - q) >= 1 - 1e-9 else None for q in quantiles)
+    a, b, c = (h.quantile(q) if supported(h.n, q) else None for q in quantiles)
     return a, b, c
 
 
@@ -440,7 +470,7 @@ def _since(
     if first is None:
         return None
     stage, series = next((s, series) for s, series in found if s.name == first.stage)
-    t_s = _change_point(series, subject.judged[stage.name].budget, subject.quantile, first)
+    t_s = _change_point(series, subject.judged[stage.group].budget, subject.quantile, first)
     return Since(
         t_s=t_s,
         stage=stage.name,
@@ -530,25 +560,28 @@ def _heat(recording: Recording, subject: Subject | None) -> Heat | WhyNot:
 
 
 def _nines(recording: Recording, subject: Subject | None) -> Nines | WhyNot:
-    found = [(s, series.total) for s, series in _found(recording, subject) if s.record]
-    enough = [(stage, h) for stage, h in found if h.n >= MIN_NINES]
+    found = [(s, series) for s, series in _found(recording, subject) if s.record]
+    enough = [(stage, series) for stage, series in found if series.total.n >= MIN_NINES]
     if subject is None or not enough:
-        return _too_few(max((h.n for _, h in found), default=0), MIN_NINES)
+        return _too_few(max((series.total.n for _, series in found), default=0), MIN_NINES)
     used = {stage: verdict.used or 0 for stage, verdict in subject.judged.items()}
-    chosen = sorted(enough, key=lambda pair: -used.get(pair[0].name, 0))[:MOST_CURVES]
+    chosen = sorted(enough, key=lambda pair: -used.get(pair[0].group, 0))[:MOST_CURVES]
     confidence = subject.budget.confidence if subject.budget else 0.95
     return Nines(
-        curves=tuple(_curve(stage.name, h, confidence) for stage, h in chosen),
+        curves=tuple(
+            _curve(stage.name, series.total, windows_of(recording, series, stage), confidence)
+            for stage, series in chosen
+        ),
         left_out=tuple(
             s.name for s in recording.stages if s.record and s not in [c for c, _ in chosen]
         ),
     )
 
 
-def _curve(stage: str, h: Histogram, confidence: float) -> Curve:
+def _curve(stage: str, h: Histogram, windows: Windows, confidence: float) -> Curve:
     nines = np.append(np.arange(0, math.log10(h.n), 0.04), math.log10(h.n))
     qs = [1 - 10**-x for x in nines.tolist()]
-    ends = [quantile_interval(h, max(q, 1e-6), confidence) for q in qs]
+    ends = [quantile_limits(windows, max(q, 1e-6), confidence)[0] for q in qs]
     return Curve(
         stage=stage,
         n=h.n,
@@ -562,6 +595,53 @@ def _curve(stage: str, h: Histogram, confidence: float) -> Curve:
 
 def _floats(values: Iterable[float | None]) -> FloatArray:
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def _difference(
+    pair: Pair, verdict: Verdict, main: Findings, invalid: frozenset[str]
+) -> Difference | WhyNot:
+    """Compare what the worst regression budget limits, else the subject, in the stage it is about.
+
+    Without a budget it is the first stage in which both runs have enough of it.
+    """
+    limited = next((v for v in verdict.budgets if v.budget.regression and v.budget.quantile), None)
+    about = limited or main.focus
+    what = about.budget if about else main.subject
+    if what is None:
+        return _too_few(0, MIN_NINES)
+    step, metric = what.step, what.metric
+    groups = [about.stage] if about else [s.group for s in pair.candidate.stages if s.record]
+    counts = {group: _counts(pair, group, step, metric) for group in groups}
+    group = next((g for g in groups if min(counts[g]) >= MIN_NINES), groups[0])
+    n = counts[group]
+    if min(n) < MIN_NINES:
+        return _too_few(min(n), MIN_NINES, "samples in each run")
+    why_not = pair.why_not(group) or (f"{group} was not measured" if group in invalid else "")
+    if why_not:
+        return WhyNot(f"{why_not[0].upper()}{why_not[1:]}.")
+    base, candidate = pair.sides(group)
+    confidence = about.budget.confidence if about else 0.95
+    return Difference(
+        baseline=str(pair.base.run.get("id") or pair.base.folder.name),
+        step=step,
+        metric=metric,
+        stage=group,
+        n=n,
+        curve=difference_curve(
+            Windows.concatenated(base.windows(step, metric)),
+            Windows.concatenated(candidate.windows(step, metric)),
+            confidence,
+            in_system_s=(base.in_system_s(step), candidate.in_system_s(step)),
+        ),
+        confidence=confidence,
+    )
+
+
+def _counts(pair: Pair, group: str, step: str, metric: str) -> tuple[int, int]:
+    base, candidate = (
+        sum(windows.total for windows in side.windows(step, metric)) for side in pair.sides(group)
+    )
+    return base, candidate
 
 
 def _capacity(
@@ -600,7 +680,7 @@ def _level(
     totals = recording.load_totals(stage.name)
     reached = totals.sent / (stage.end_s - stage.start_s)
     planned = reached if stage.planned_rate_per_s is None else stage.planned_rate_per_s
-    verdict = subject.judged.get(stage.name)
+    verdict = subject.judged.get(stage.group)
     return Level(
         stage=stage.name,
         planned=planned,

@@ -6,13 +6,12 @@ mention of its own. A step summary may hold 1 MiB: rows and long texts are bound
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from harness.recorder import Recording
 from harness.report import words
+from harness.report.escaping import MARKS, code, escaped
 from harness.report.facts import Findings
 from harness.report.terminal import (
     FOLD_ABOVE,
@@ -26,22 +25,11 @@ from harness.report.terminal import (
 from harness.units import NARROW_SPACE, format_count, format_ratio_of_limit
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
-_MARKS = {
-    Outcome.PASS: "✅",
-    Outcome.FAIL: "❌",
-    Outcome.INCONCLUSIVE: "❔",
-    Outcome.INVALID: "🚫",
-    Outcome.NO_DATA: "🚫",
-}
-_MOST_BAD, _MOST_PASSES, _MOST_TEXT, _MOST_NAME = 100, 200, 600, 60
+_MOST_BAD, _MOST_PASSES, _MOST_NAME = 100, 200, 60
 _HEAD = (
     "| Verdict | Budget | Stage | Limit | Observed | {interval} | Of limit | n |\n"
     "|:--|:--|:--|--:|--:|--:|--:|--:|"
 )
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_./ -]+")
-# What Markdown, HTML, GitHub's formulas, mentions and references begin with.
-_SPECIAL = re.compile(r"[&<>|`$*~\[\]\\@#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_ZERO_WIDTH_SPACE = "&#8203;"  # after an @: a mention is made from the text that a page shows
 
 
 def render_markdown(recording: Recording, verdict: Verdict, findings: Findings) -> str:
@@ -70,27 +58,28 @@ def github_annotations(verdict: Verdict) -> list[str]:
 
 def _title(recording: Recording, verdict: Verdict) -> str:
     names = (str(recording.run.get("name") or ""), run_label(recording.run))
-    what = ", ".join(_text(words.short(name, _MOST_NAME)) for name in names if name)
-    return f"## {_MARKS[verdict.outcome]} {verdict.outcome}" + (f" – {what}" if what else "")
+    what = ", ".join(escaped(words.short(name, _MOST_NAME)) for name in names if name)
+    return f"## {MARKS[verdict.outcome]} {verdict.outcome}" + (f" – {what}" if what else "")
 
 
 def _sentences(recording: Recording, verdict: Verdict, findings: Findings) -> str:
-    told = [_text(sentence) for sentence in story(verdict, findings)]
+    told = [escaped(sentence) for sentence in story(verdict, findings)]
     since = findings.since
     change = words.load_change(since, recording) if since else ""
     if change and verdict.outcome is Outcome.FAIL:
-        told.append(_text(f"{change[0].upper()}{change[1:]}."))
-    if recording.run.get("status") == "interrupted":
-        told.append("The run was interrupted: judged is what was measured before.")
-    return " ".join([f"**{_text(verdict.sentence)}**", *told])
+        told.append(escaped(f"{change[0].upper()}{change[1:]}."))
+    if ended := words.early_end(recording.run):
+        told.append(escaped(ended))
+    return " ".join([f"**{escaped(verdict.sentence)}**", *told])
 
 
 def _trust(verdict: Verdict, findings: Findings) -> str:
     ok, heading, figures = trust(verdict, findings)
-    mark = _MARKS[Outcome.PASS if ok else Outcome.INVALID]
-    lines = [f"{mark} **{_text(heading[0].upper() + heading[1:])}:** {_text(', '.join(figures))}"]
+    mark = MARKS[Outcome.PASS if ok else Outcome.INVALID]
+    head = escaped(heading[0].upper() + heading[1:])
+    lines = [f"{mark} **{head}:** {escaped(', '.join(figures))}"]
     broken = broken_checks(verdict.health)
-    lines += [f"- {_text(text)}" for text in broken[:20]]
+    lines += [f"- {escaped(text)}" for text in broken[:20]]
     if len(broken) > 20:
         lines.append(f"- {format_count(len(broken) - 20)} more checks are broken")
     return "\n".join([lines[0], *([""] if broken else []), *lines[1:]])
@@ -108,7 +97,7 @@ def _tables(verdict: Verdict) -> Iterator[str]:
     if rest:
         summary = folded_text(rest) if closest else _passes(len(rest))
         table = _table(rest, _MOST_PASSES, interval)
-        yield f"<details><summary>{_text(summary)}</summary>\n\n{table}\n\n</details>"
+        yield f"<details><summary>{escaped(summary)}</summary>\n\n{table}\n\n</details>"
 
 
 def _passes(n: int) -> str:
@@ -125,15 +114,15 @@ def _table(rows: Sequence[BudgetVerdict], most: int, interval: str) -> str:
 def _row(row: BudgetVerdict) -> str:
     budget, outcome = row.budget, row.outcome
     said = row.reason if outcome is not Outcome.INVALID else None  # the broken checks stand above
-    reason = f"<br>{_text(said)}" if said else ""
-    observed = _text(words.observed(row))
+    reason = f"<br>{escaped(said)}" if said else ""
+    observed = escaped(words.observed(row))
     cells = (
-        f"{_MARKS[outcome]} **{outcome}**",
-        f"{_code(f'{budget.step}.{budget.metric}')} {budget.statistic}".rstrip() + reason,
-        _text(words.short(row.stage)),
-        _text(f"{words.operator_of(budget)}{NARROW_SPACE}{words.limit_of(budget)}"),
+        f"{MARKS[outcome]} **{outcome}**",
+        f"{code(f'{budget.step}.{budget.metric}')} {budget.aspect}".rstrip() + reason,
+        escaped(words.short(row.stage)),
+        escaped(f"{words.operator_of(budget)}{NARROW_SPACE}{words.limit_of(budget)}"),
         f"**{observed}**" if outcome is Outcome.FAIL else observed,
-        _text(words.interval(row)),
+        escaped(words.interval(row)),
         _of_limit(row),
         format_count(row.n),
     )
@@ -148,48 +137,19 @@ def _of_limit(row: BudgetVerdict) -> str:
 
 def _interval_title(rows: Sequence[BudgetVerdict]) -> str:
     levels = {row.budget.confidence for row in rows}
-    return f"{words.number(levels.pop(), 'share')} interval" if len(levels) == 1 else "Interval"
+    return f"{words.number(levels.pop(), 'share')} bounds" if len(levels) == 1 else "Bounds"
 
 
 def _errors(findings: Findings) -> str:
     """Count the most frequent kinds of failure, of all stages."""
     shown = [
-        f"{format_count(sum(error.by_stage.values()))} × {_code(error.kind)}"
+        f"{format_count(sum(error.by_stage.values()))} × {code(error.kind)}"
         for error in findings.errors[:8]
     ]
     more = len(findings.errors) - len(shown)
     if not shown:
         return ""
     return f"Failed requests: {', '.join(shown)}" + (f" and {more} more kinds." if more else ".")
-
-
-# --- escaping ------------------------------------------------------------------------------------
-
-
-def _line(text: str, most: int) -> str:
-    """Bring a text into one line, without control characters, cut where it is too long."""
-    clean = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    clean = re.sub(f"[^\\S{NARROW_SPACE}]+", " ", clean).strip()
-    return clean if len(clean) <= most else f"{clean[: most - 1]}…"
-
-
-def _text(text: str) -> str:
-    """Escape a text so that GitHub shows it as it is."""
-    return _SPECIAL.sub(_entity, _line(text, _MOST_TEXT))
-
-
-def _entity(found: re.Match[str]) -> str:
-    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    char = found[0]
-    return named.get(char, f"&#{ord(char)};") + (_ZERO_WIDTH_SPACE if char == "@" else "")
-
-
-def _code(name: str) -> str:
-    """Set a name in code type; backticks cannot hold every character, a tag with entities can."""
-    name = words.short(_line(name, _MOST_TEXT))
-    if _PLAIN_NAME.fullmatch(name):
-        return f"`{name}`"
-    return f"<code>{_SPECIAL.sub(_entity, name)}</code>"
 
 
 def _title_of(row: BudgetVerdict) -> str:

@@ -68,11 +68,11 @@ def render_page(recording: Recording, verdict: Verdict, findings: Findings) -> s
     }
     nothing = verdict.outcome is Outcome.NO_DATA
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
-            light=_variables(0),
-            dark=_variables(1),
+            light=theme_variables(0),
+            dark=theme_variables(1),
             run_line=_run_line(recording, findings),
             verdict=verdict,
             story=_story(recording, verdict, findings),
@@ -106,22 +106,23 @@ class _Defaulted(dict[str, Drawing]):
         return None
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return what renders the pages' templates."""
+    made = Environment(
         loader=PackageLoader("harness.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "wrap": breakable,
         "name": _short_name,
         "slug": lambda outcome: str(outcome).lower().replace(" ", "-"),
         "count": format_count,
         "clock": format_clock,
     }
-    return environment
+    return made
 
 
 def breakable(text: object) -> Markup:
@@ -137,7 +138,8 @@ def _short_name(name: str) -> Markup:
     return Markup('<span title="{}">{}</span>').format(name, breakable(short))
 
 
-def _variables(theme: int) -> Markup:
+def theme_variables(theme: int) -> Markup:
+    """Return the colours of the light theme (0) or the dark one (1) as CSS variables."""
     return Markup(" ".join(f"--{role}: {pair[theme]};" for role, pair in ROLES.items()))  # noqa: S704 - our own constants
 
 
@@ -145,8 +147,9 @@ def _run_line(recording: Recording, findings: Findings) -> list[str]:
     minutes, seconds = divmod(round(findings.end_s), 60)
     return [
         *words.run_line(recording),
+        *words.arm_line(recording),
         f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s",
-        *(["interrupted"] if recording.run.get("status") == "interrupted" else []),
+        *(word for word in ("interrupted", "aborted") if word == recording.run.get("status")),
     ]
 
 
@@ -203,7 +206,9 @@ def _story(
     slow = findings.slow_step
     if slow and verdict.outcome is Outcome.FAIL:
         said = f" makes {words.share_of_extra(slow.share)} of the extra time of slow "
-        story += [(slow.step, "step"), (f"{said}{slow.root} journeys.", None)]
+        story += [(slow.step, "step"), (f"{said}{slow.root} journeys. ", None)]
+    more = words.unsteady(findings, "".join(text for text, _ in story))
+    story += [(f"{text} ", None) for text in (*more, words.early_end(recording.run)) if text]
     return story
 
 
@@ -237,7 +242,8 @@ def _trust(verdict: Verdict, findings: Findings) -> dict[str, Any]:
     if health.cpu_p95 is not None:
         facts.append((f"generator CPU {words.percent(health.cpu_p95)}", ""))
     if health.clock != "unknown":
-        facts.append((f"{health.clock.partition(',')[0]} clock", ""))
+        kind, _, how = health.clock.partition(", ")
+        facts.append((f"{kind} clock", how if "user space" in how else ""))
     said = [
         f"{c.name}{f' in {c.stage}' if c.stage else ''}: {c.measured}, must be {c.must}. "
         f"What helps: {c.remedy}."
@@ -248,7 +254,7 @@ def _trust(verdict: Verdict, findings: Findings) -> dict[str, Any]:
 
 def _interval_name(verdict: Verdict) -> str:
     levels = {v.budget.confidence for v in verdict.budgets} or {0.95}
-    return f"{format_share(levels.pop())} interval" if len(levels) == 1 else "Interval"
+    return f"{format_share(levels.pop())} bounds" if len(levels) == 1 else "Bounds"
 
 
 def _budgets(verdict: Verdict) -> dict[str, Any]:
@@ -288,7 +294,7 @@ def _budget_row(v: BudgetVerdict) -> dict[str, Any]:
     return {
         "outcome": v.outcome,
         "name": f"{v.budget.step}.{v.budget.metric}",
-        "statistic": v.budget.statistic,
+        "statistic": v.budget.aspect,
         "stage": v.stage,
         "reason": v.reason,
         "limit": f"{words.operator_of(v.budget)} {words.limit_of(v.budget)}",

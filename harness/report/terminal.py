@@ -7,7 +7,6 @@ written), and nothing that came from outside can move the cursor: control charac
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,8 @@ from rich.cells import cell_len
 from harness.health import Check, Health
 from harness.report import words
 from harness.report.facts import Findings
+from harness.report.pen import WIDTH, Line, Pen, pad, pieces
 from harness.units import (
-    MINUS,
     NARROW_SPACE,
     format_count,
     format_duration,
@@ -27,31 +26,12 @@ from harness.units import (
 )
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
-WIDTH = 80
 FOLD_ABOVE, CLOSEST_PASSES = 15, 5
 _MOST_ROWS = 60
 _MOST_CHECKS = 6
 _NARROWEST_NAME = 26
 
-_MARKS = {
-    Outcome.PASS: ("✓", "+"),
-    Outcome.FAIL: ("✗", "x"),
-    Outcome.INCONCLUSIVE: ("?", "?"),
-    Outcome.INVALID: ("⊘", "!"),
-    Outcome.NO_DATA: ("⊘", "!"),
-}
-_COLORS = {
-    Outcome.PASS: "36",  # cyan and red stay apart for red-green blindness, green and red do not
-    Outcome.FAIL: "31",
-    Outcome.INCONCLUSIVE: "33",
-    Outcome.INVALID: "35",
-    Outcome.NO_DATA: "35",
-}
 _TALLIED = (Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.INVALID)  # the headline says it by counts
-_ASCII = str.maketrans(
-    {"×": "x", "–": "-", "—": "-", MINUS: "-", "µ": "u", "μ": "u", "≥": ">=", "≤": "<=",
-     "≈": "~", "…": "...", "∞": "inf", "·": "-"}
-)  # fmt: skip
 
 
 def render_terminal(
@@ -70,13 +50,13 @@ def render_terminal(
     `run` is run.json, `files` what was written, as it should be shown. `width` counts up to 80.
     `exit_code` is what the command ends with where that is not the verdict's (an interrupted run).
     """
-    pen = _Pen(width=max(40, min(width, WIDTH)), unicode=unicode)
+    pen = Pen(width=max(40, min(width, WIDTH)), unicode=unicode)
     lines = [
         _headline(verdict, run, pen),
         *_story(verdict, findings, run, pen),
         *_trust(verdict, findings, pen),
         *_table(verdict, pen),
-        _Line(""),
+        Line(""),
         *_footer(files, verdict.exit_code if exit_code is None else exit_code, pen),
     ]
     return "\n".join(line.painted(pen, color=color) for line in lines)
@@ -123,7 +103,7 @@ def story(verdict: Verdict, findings: Findings) -> list[str]:
             f"{slow.step} makes {words.percent(slow.share)} of the extra time of slow "
             f"{slow.root} journeys in {slow.stage}."
         )
-    return told
+    return told + words.unsteady(findings, " ".join(told))
 
 
 def trust(verdict: Verdict, findings: Findings) -> tuple[bool, str, list[str]]:
@@ -188,105 +168,21 @@ def _failures(findings: Findings) -> list[str]:
     ]
 
 
-# --- lines ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line whose first `colored` characters have the colour of `role`."""
-
-    text: str
-    role: Outcome | None = None
-    colored: int = 0
-
-    def painted(self, pen: _Pen, *, color: bool) -> str:
-        text = pen.clip(self.text.rstrip())
-        if not color or self.role is None:
-            return text
-        head, tail = text[: self.colored], text[self.colored :]
-        return f"\x1b[1;{_COLORS[self.role]}m{head}\x1b[0m{tail}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pen:
-    """What a line may be made of: its width in columns, and whether beyond ASCII."""
-
-    width: int
-    unicode: bool
-
-    def clean(self, text: str) -> str:
-        """Make a text printable in one line: no control characters, compact, ASCII if need be."""
-        text = text.replace(NARROW_SPACE, "").replace("\xa0", " ")
-        text = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-        text = " ".join(text.split())
-        return text if self.unicode else text.translate(_ASCII).encode("ascii", "replace").decode()
-
-    def mark(self, outcome: Outcome) -> str:
-        return _MARKS[outcome][0 if self.unicode else 1]
-
-    def middle(self, text: str, room: int) -> str:
-        """Leave out the middle of what is wider than `room` columns."""
-        if cell_len(text) <= room:
-            return text
-        dots = "…" if self.unicode else "..."
-        kept = max(0, room - cell_len(dots))
-        head = _first_cells(text, kept // 2)
-        tail = _first_cells(text[::-1], kept - cell_len(head))[::-1]
-        return _first_cells(f"{head}{dots}{tail}", room)
-
-    def clip(self, text: str) -> str:
-        """Cut a line that would be too wide after all."""
-        return text if cell_len(text) <= self.width else _first_cells(text, self.width)
-
-    def wrap(self, text: str, indent: int) -> list[_Line]:
-        """Break a text at its spaces; a word wider than a line loses its middle."""
-        room, lines = self.width - indent, [""]
-        for word in self.clean(text).split():
-            piece = self.middle(word, room)
-            joined = f"{lines[-1]} {piece}".lstrip()
-            if cell_len(joined) <= room:
-                lines[-1] = joined
-            else:
-                lines.append(piece)
-        return [_Line(" " * indent + line) for line in lines if line]
-
-
-def _first_cells(text: str, room: int) -> str:
-    """Return the longest start of at most `room` characters that is no wider than that."""
-    end = max(0, room)
-    while end and cell_len(text[:end]) > room:
-        end -= 1
-    return text[:end]
-
-
-def _pieces(text: str, room: int) -> Iterator[str]:
-    """Cut a text to pieces that fit, without losing any of it: a path must stay whole."""
-    while text:
-        piece = _first_cells(text, room)
-        yield piece
-        text = text[len(piece) :]
-
-
-def _pad(text: str, room: int, *, right: bool = False) -> str:
-    gap = " " * (room - cell_len(text))
-    return gap + text if right else text + gap
-
-
 # --- the parts, from top to bottom ----------------------------------------------------------------
 
 
-def _headline(verdict: Verdict, run: Mapping[str, Any], pen: _Pen) -> _Line:
+def _headline(verdict: Verdict, run: Mapping[str, Any], pen: Pen) -> Line:
     head = f"{pen.mark(verdict.outcome)} {verdict.outcome}"
     text = f"{head}  {tally(verdict)}"
     room = pen.width - cell_len(text) - 2
     label = pen.middle(pen.clean(run_label(run)), min(room, 40)) if room >= 8 else ""
-    padded = text + _pad(label, pen.width - cell_len(text), right=True)
-    return _Line(padded, verdict.outcome, len(head))
+    padded = text + pad(label, pen.width - cell_len(text), right=True)
+    return Line(padded, verdict.outcome, len(head))
 
 
 def _story(
-    verdict: Verdict, findings: Findings, run: Mapping[str, Any], pen: _Pen
-) -> Iterator[_Line]:
+    verdict: Verdict, findings: Findings, run: Mapping[str, Any], pen: Pen
+) -> Iterator[Line]:
     told = story(verdict, findings)
     if verdict.outcome is Outcome.PASS and verdict.detail:
         told[told.index(verdict.detail)] = f"Closest to its limit: {verdict.detail}"
@@ -294,31 +190,31 @@ def _story(
         told.insert(0, verdict.sentence)
     for sentence in told:
         yield from pen.wrap(sentence, 2)
-    if run.get("status") == "interrupted":
-        yield from pen.wrap("The run was interrupted: judged is what was measured before.", 2)
+    if ended := words.early_end(run):
+        yield from pen.wrap(ended, 2)
 
 
-def _trust(verdict: Verdict, findings: Findings, pen: _Pen) -> Iterator[_Line]:
+def _trust(verdict: Verdict, findings: Findings, pen: Pen) -> Iterator[Line]:
     ok, heading, figures = trust(verdict, findings)
     role = Outcome.PASS if ok else Outcome.INVALID
     first, *rest = pen.wrap(f"{heading}: {', '.join(figures)}", 2)
     head = f"{pen.mark(role)} {pen.clean(heading)}"
-    yield _Line(f"{pen.mark(role)} {first.text[2:]}", role, len(head))
+    yield Line(f"{pen.mark(role)} {first.text[2:]}", role, len(head))
     yield from rest
     broken = broken_checks(verdict.health)
     for text in broken[:_MOST_CHECKS]:
         yield from pen.wrap(text, 2)
     if len(broken) > _MOST_CHECKS:
-        yield _Line(f"  {len(broken) - _MOST_CHECKS} more checks are broken")
+        yield Line(f"  {len(broken) - _MOST_CHECKS} more checks are broken")
 
 
-def _table(verdict: Verdict, pen: _Pen) -> Iterator[_Line]:
+def _table(verdict: Verdict, pen: Pen) -> Iterator[Line]:
     shown, passes = folded(verdict.budgets)
     if not shown:
         return
     rows = shown[:_MOST_ROWS]
     columns = _Columns.of(rows, pen)
-    yield _Line("")
+    yield Line("")
     yield columns.header()
     before = None
     for row in rows:
@@ -327,10 +223,10 @@ def _table(verdict: Verdict, pen: _Pen) -> Iterator[_Line]:
             yield from pen.wrap(note, columns.indent)
         before = row.reason
     if len(shown) > len(rows):
-        yield _Line(f"  {pen.clean(_left_out(shown[_MOST_ROWS:]))}")
+        yield Line(f"  {pen.clean(_left_out(shown[_MOST_ROWS:]))}")
     if passes:
         mark = pen.mark(Outcome.PASS)
-        yield _Line(f"{mark} {pen.clean(folded_text(passes))}", Outcome.PASS, len(mark))
+        yield Line(f"{mark} {pen.clean(folded_text(passes))}", Outcome.PASS, len(mark))
 
 
 def _left_out(rows: Iterable[BudgetVerdict]) -> str:
@@ -339,11 +235,11 @@ def _left_out(rows: Iterable[BudgetVerdict]) -> str:
     return f"{format_count(len(outcomes))} more are not shown: {', '.join(parts)}"
 
 
-def _footer(files: Sequence[str], exit_code: int, pen: _Pen) -> list[_Line]:
+def _footer(files: Sequence[str], exit_code: int, pen: Pen) -> list[Line]:
     code = f"exit code {exit_code:d}"
     lines: list[str] = []
     for file in files:
-        for piece in _pieces(pen.clean(file), pen.width):
+        for piece in pieces(pen.clean(file), pen.width):
             joined = f"{lines[-1]}  {piece}" if lines else ""
             if lines and cell_len(joined) <= pen.width:
                 lines[-1] = joined
@@ -351,15 +247,15 @@ def _footer(files: Sequence[str], exit_code: int, pen: _Pen) -> list[_Line]:
                 lines.append(piece)
     if not lines or cell_len(lines[-1]) + 2 + len(code) > pen.width:
         lines.append("")
-    lines[-1] += _pad(code, pen.width - cell_len(lines[-1]), right=True)
-    return [_Line(line) for line in lines]
+    lines[-1] += pad(code, pen.width - cell_len(lines[-1]), right=True)
+    return [Line(line) for line in lines]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
     """The widths of the table's columns; an interval that finds no room becomes a note."""
 
-    pen: _Pen
+    pen: Pen
     word: int
     name: int
     limit: int
@@ -368,7 +264,7 @@ class _Columns:
     confidence: float | None
 
     @classmethod
-    def of(cls, rows: Sequence[BudgetVerdict], pen: _Pen) -> _Columns:
+    def of(cls, rows: Sequence[BudgetVerdict], pen: Pen) -> _Columns:
         levels = {row.budget.confidence for row in rows}
         confidence = levels.pop() if len(levels) == 1 else None
         word = max(len("verdict"), *(len(row.outcome) for row in rows))
@@ -396,11 +292,11 @@ class _Columns:
         """Where the name begins, and the notes below it."""
         return 2 + self.word + 1
 
-    def header(self) -> _Line:
+    def header(self) -> Line:
         title = _interval_title(self.confidence, self.pen) if self.interval else ""
-        return _Line(f"  {self._cells('verdict', 'budget', 'limit', 'observed', title)}")
+        return Line(f"  {self._cells('verdict', 'budget', 'limit', 'observed', title)}")
 
-    def row(self, verdict: BudgetVerdict) -> _Line:
+    def row(self, verdict: BudgetVerdict) -> Line:
         pen = self.pen
         cells = self._cells(
             verdict.outcome,
@@ -410,7 +306,7 @@ class _Columns:
             _interval(verdict, self.confidence, pen) if self.interval else "",
         )
         head = f"{pen.mark(verdict.outcome)} {verdict.outcome}"
-        return _Line(f"{pen.mark(verdict.outcome)} {cells}", verdict.outcome, len(head))
+        return Line(f"{pen.mark(verdict.outcome)} {cells}", verdict.outcome, len(head))
 
     def notes(self, verdict: BudgetVerdict, before: str | None) -> Iterator[str]:
         """Say what has no column: an interval without room, a reason that was not just given.
@@ -425,29 +321,29 @@ class _Columns:
 
     def _cells(self, word: str, name: str, limit: str, observed: str, interval: str) -> str:
         return (
-            f"{_pad(word, self.word)} {_pad(name, self.name)} "
-            f"{_pad(limit, self.limit, right=True)} {_pad(observed, self.observed, right=True)}"
+            f"{pad(word, self.word)} {pad(name, self.name)} "
+            f"{pad(limit, self.limit, right=True)} {pad(observed, self.observed, right=True)}"
             f"  {interval}"
         )
 
 
-def _name(verdict: BudgetVerdict, room: int, pen: _Pen) -> str:
+def _name(verdict: BudgetVerdict, room: int, pen: Pen) -> str:
     """Name subject and stage; a long step gives way before the metric and the stage do."""
     budget = verdict.budget
-    tail = pen.clean(f".{budget.metric} {budget.statistic} {verdict.stage}")
+    tail = pen.clean(f".{budget.measure} {verdict.stage}")
     step = pen.middle(pen.clean(budget.step), max(12, room - cell_len(tail)))
     return pen.middle(step + tail, room)
 
 
-def _limit(verdict: BudgetVerdict, pen: _Pen) -> str:
+def _limit(verdict: BudgetVerdict, pen: Pen) -> str:
     return pen.clean(f"{verdict.budget.op}{verdict.budget.limit_text}")
 
 
-def _observed(verdict: BudgetVerdict, pen: _Pen) -> str:
+def _observed(verdict: BudgetVerdict, pen: Pen) -> str:
     return pen.clean(words.observed(verdict))
 
 
-def _interval(verdict: BudgetVerdict, confidence: float | None, pen: _Pen) -> str:
+def _interval(verdict: BudgetVerdict, confidence: float | None, pen: Pen) -> str:
     """`1,097–1,216`, in the observed value's unit; its confidence too where rows differ in that."""
     text = re.sub(f"{NARROW_SPACE}[^ ]+", "", words.interval(verdict))
     own = f"{format_share(verdict.budget.confidence)} " if confidence is None else ""
@@ -455,5 +351,5 @@ def _interval(verdict: BudgetVerdict, confidence: float | None, pen: _Pen) -> st
     return pen.clean(f"{own if judged else ''}{text.replace(' – ', '–')}")
 
 
-def _interval_title(confidence: float | None, pen: _Pen) -> str:
-    return pen.clean("interval" if confidence is None else f"{format_share(confidence)} interval")
+def _interval_title(confidence: float | None, pen: Pen) -> str:
+    return pen.clean("bounds" if confidence is None else f"{format_share(confidence)} bounds")

@@ -11,10 +11,12 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from harness.budget import Budget
+from harness.budget import METRICS, Budget
 from harness.recorder import Recording, StageWindow
 from harness.report.facts import (
+    Difference,
     Findings,
     Heat,
     Knee,
@@ -40,6 +42,7 @@ from harness.verdict import BudgetVerdict, Outcome, format_value
 
 NO_STEP = "not in a step"
 NAME_LENGTH = 46
+_MOST_DRIFTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,27 @@ def run_line(recording: Recording) -> list[str]:
     started = run.get("started_unix_s")
     when = [time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started))] if started else []
     return [*(said or [recording.folder.name]), *when]
+
+
+def arm_line(recording: Recording) -> list[str]:
+    """Say of one target's part of an interleaved run what its times are."""
+    interleaved = recording.run.get("interleaved")
+    arm = interleaved.get("arm") if isinstance(interleaved, Mapping) else None
+    return [f"target {arm} of an A/B run, in the time it was on duty"] if arm else []
+
+
+def unsteady(findings: Findings, said: str) -> list[str]:
+    """Say what was not steady, where that was not `said` before; at most three things."""
+    told = [drift.sentence for drift in findings.drifts[:_MOST_DRIFTS]]
+    return [f"{re.sub('^overload', 'Overload', text)}." for text in told if text not in said]
+
+
+def early_end(run: Mapping[str, Any]) -> str:
+    """Say that a load did not run to its end, and why; empty when it did."""
+    if run.get("status") == "interrupted":
+        return "The run was interrupted: judged is what was measured before."
+    aborted = run.get("aborted")
+    return f"The load was {aborted['why']}." if aborted else ""
 
 
 # --- quantities ----------------------------------------------------------------------------------
@@ -361,7 +385,7 @@ def nines(_: Recording, findings: Findings, facts: Nines) -> Words:
         heading=_nines_heading(subject, facts),
         note=(
             f"{subject.name}. The horizontal axis runs by nines: one step right is ten times "
-            "rarer. Bands are 95 % intervals. A dotted line means fewer than 10 requests lie "
+            "rarer. Bands are 95 % bounds. A dotted line means fewer than 10 requests lie "
             "above it." + (f" Left out: {', '.join(facts.left_out)}." if facts.left_out else "")
         ),
         columns=("Stage", "percentile", "value", "interval"),
@@ -385,6 +409,59 @@ def _nines_heading(subject: Subject, facts: Nines) -> str:
         return f"How {subject.name} is distributed"
     what = subject.budget.subject if subject.budget else subject.name
     return f"{what} " + ", ".join(f"{v} {' and '.join(s)}" for v, s in parts.items())
+
+
+def difference(_: Recording, __: Findings, facts: Difference) -> Words:
+    """Say how much slower or faster each percentile became."""
+    kind = METRICS[facts.metric].kind if facts.metric in METRICS else "time"
+    curve, rows = facts.curve, []
+    for q in (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999):
+        i = facts.at(q)
+        if i is not None:
+            ends = (float(e[i]) for e in (curve.low, curve.high))
+            said = ["?" if math.isnan(end) else signed(end, kind) for end in ends]
+            base, change = float(curve.base[i]), float(curve.difference[i])
+            rows.append(
+                (
+                    percentile(q),
+                    number(base, kind),
+                    number(base + change, kind),
+                    signed(change, kind),
+                    " – ".join(said),
+                )
+            )
+    return Words(
+        heading=_difference_heading(facts),
+        note=(
+            f"{facts.step}.{facts.metric} in {facts.stage}, against run {facts.baseline}: "
+            f"{format_count(facts.n[1])} and {format_count(facts.n[0])} samples. Above zero this "
+            f"run is slower. The band is the {format_share(facts.confidence)} interval of each "
+            "percentile by itself."
+        ),
+        columns=("Percentile", "baseline", "this run", "difference", "interval"),
+        rows=tuple(rows),
+    )
+
+
+def _difference_heading(facts: Difference) -> str:
+    """Say whether the whole distribution moved, or its tail alone."""
+    moved = {}
+    for q in (0.5, 0.95, 0.99):
+        i = facts.at(q)
+        if i is not None:
+            low, high = float(facts.curve.low[i]), float(facts.curve.high[i])
+            moved[percentile(q)] = "slower" if low > 0 else "faster" if high < 0 else ""
+    name, directions = f"{facts.step}.{facts.metric}", set(moved.values()) - {""}
+    if not directions:
+        return f"{name} did not change by more than chance"
+    if len(directions) > 1:
+        parts = [f"{way} at {q}" for q, way in moved.items() if way]
+        return f"{name} is {' and '.join(parts)}"
+    way = directions.pop()
+    where = [q for q in moved if moved[q]]
+    if len(where) == len(moved):
+        return f"{name} is {way} as a whole"
+    return f"{name} is {way} at {' and '.join(where)} only"
 
 
 def rate_of(level: Level) -> str:

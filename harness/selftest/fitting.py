@@ -6,8 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.health import send_lag_limit
 from harness.plan import Plan
-from harness.selftest.result import Ceiling, Selftest, plain
+from harness.selftest.result import Ceiling, Selftest, at_send_lag_limit, plain
+from harness.swarm.scan import Requests, written_requests
 
 ASSUMED_TOKENS = 256  # in a reply, where the plan does not limit them
 ASSUMED_TOKENS_PER_S = 50  # of one stream, where a stage says only how many users it has
@@ -47,10 +49,10 @@ class Fit:
 
 
 def demands(plan: Plan) -> tuple[Demand, ...]:
-    """Return what each stage asks for, counting one request an arrival."""
+    """Return what each stage asks for, counting the requests that the scenario's source has."""
     params = plan.target.params
-    streams = plan.target.api in ("openai-chat", "openai-completions")
-    streams = streams and params.get("stream") is not False
+    a_task, counted = _requests_of(plan)
+    streams = a_task.streams > 0
     given = params.get("max_completion_tokens", params.get("max_tokens"))
     known = type(given) is int and given > 0
     tokens = int(given) if known and given else ASSUMED_TOKENS
@@ -60,17 +62,18 @@ def demands(plan: Plan) -> tuple[Demand, ...]:
         if streams
         else "no token streams"
     )
+    basis += f"; {counted}"
     found = []
     for stage in plan.load:
         requests: float | None
         events: float | None
         if stage.arrivals is not None:
-            requests = stage.arrivals.rate_per_s
-            events = requests * tokens if streams else 0.0
+            requests = stage.arrivals.rate_per_s * a_task.total
+            events = stage.arrivals.rate_per_s * a_task.streams * tokens
             said = basis
         elif streams:
             events = float((stage.concurrency or 0) * ASSUMED_TOKENS_PER_S)
-            requests = events / tokens
+            requests = events / tokens / a_task.streams * a_task.total
             said = f"{basis}; {ASSUMED_TOKENS_PER_S} tokens/s a user, assumed"
         else:
             requests, events, said = None, None, "the target decides the rate"
@@ -80,11 +83,24 @@ def demands(plan: Plan) -> tuple[Demand, ...]:
     return tuple(found)
 
 
+def _requests_of(plan: Plan) -> tuple[Requests, str]:
+    """Return the requests of a task, and in words where they are known from."""
+    streams = plan.target.params.get("stream") is not False
+    written = written_requests(plan.scenario)
+    if written is None:
+        chats = plan.target.api in ("openai-chat", "openai-completions")
+        return Requests(1, int(streams and chats)), "1 request a task, assumed"
+    more = "" if written.total == 1 else "s"
+    counted = f"{written.total} request{more} a task, as its source has them"
+    return written if streams else Requests(written.total, 0), counted
+
+
 def fit(plan: Plan, found: Selftest, *, cores: int | None = None) -> Fit:
-    """Compare a plan's most demanding stage with what a worker carries.
+    """Compare a plan's most demanding stage with what a worker carries within its send-lag limit.
 
     A worker's time is shared: what its requests take and what its token events take add up.
     """
+    found = at_send_lag_limit(found, send_lag_limit(plan.budgets))
     there = cores or int(found.machine["cores"])
     known: list[tuple[float, Demand]] = []
     not_judged = []

@@ -11,7 +11,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from harness import health
+from harness.budget import Budget
 from harness.endpoint import Settings, running
 from harness.errors import HarnessError
 from harness.plan import Arrivals, Plan, Stage, Target
 from harness.recorder import Histogram, Report, RunFolder
 from harness.selftest.result import (
+    SEND_LAG,
     Ceiling,
     Level,
     Selftest,
@@ -64,13 +66,17 @@ class Bounds:
 
 
 def measure(
-    *, bounds: Bounds | None = None, say: Callable[[str], None] = lambda _: None
+    *,
+    bounds: Bounds | None = None,
+    budgets: Iterable[Budget] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> Selftest:
-    """Measure this machine. `say` is told what is going on.
+    """Measure this machine, by how late sends may be under `budgets`. `say` hears what is going on.
 
     Raises HarnessError when there was no time to measure anything.
     """
     bounds = bounds or Bounds()
+    lag_limit_ns = health.send_lag_limit(budgets)
     began_s = time.monotonic()
     deadline_s = began_s + bounds.deadline_s
     reply_tokens = max(2, round(bounds.step_s * 1e9 / 2 / _GAP_NS) + 1)
@@ -100,6 +106,7 @@ def measure(
             step_s=bounds.step_s,
             settle_s=reply_s,
             usual_ns=round(reply_s * 1e9),
+            lag_limit_ns=lag_limit_ns,
             quiet_steps=2,
             max_in_flight=4 * streams[-1],
         )
@@ -117,6 +124,7 @@ def measure(
             step_s=bounds.step_s,
             settle_s=bounds.step_s / 4,
             usual_ns=None,
+            lag_limit_ns=lag_limit_ns,
             quiet_steps=1,
             max_in_flight=500,
         )
@@ -128,6 +136,7 @@ def measure(
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         took_s=time.monotonic() - began_s,
         clock=clock,
+        send_lag_limit_ns=lag_limit_ns,
         stamp_error=error,
         token_events=token_events,
         requests=requests,
@@ -148,6 +157,7 @@ class _Steps:
     step_s: float
     settle_s: float
     usual_ns: int | None
+    lag_limit_ns: int
     quiet_steps: int
     max_in_flight: int
 
@@ -187,6 +197,7 @@ class _Seen:
     start_s: float
     end_s: float
     judged_s: float
+    lag_limit_ns: int
     counted_s: float = 0
     lags: list[Histogram] = field(default_factory=list)
     services: list[Histogram] = field(default_factory=list)
@@ -217,7 +228,7 @@ class _Seen:
         """What made the worker unfit to judge a target."""
         lag_ns, cpu = self.lag_p99_ns, self.cpu_mean
         found = {
-            "send lag": lag_ns is not None and lag_ns >= health.SEND_LAG_LIMIT_NS,
+            SEND_LAG: lag_ns is not None and lag_ns >= self.lag_limit_ns,
             "its CPU": cpu is not None and cpu >= health.CPU_LIMIT,
             "failed requests": self.failed > 0,
         }
@@ -237,6 +248,7 @@ class _Ramp:
                 window.start_s + steps.settle_s,
                 window.end_s,
                 judged_s=min(window.end_s + steps.settle_s, plan_end_s),
+                lag_limit_ns=steps.lag_limit_ns,
             )
             for window in windows
         ]

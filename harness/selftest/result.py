@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import psutil
 from harness import __version__
 from harness.recorder import write_atomically
 
-SCHEMA_VERSION = 1  # 1: first
+SCHEMA_VERSION = 2  # 1: first; 2: the limit of the send lag
+SEND_LAG = "send lag"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +57,41 @@ class StampError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selftest:
-    """What was found out about this machine. `clock` is the one that stamped the tokens."""
+    """What was found out about this machine. `clock` is the one that stamped the tokens.
+
+    A worker whose send lag's p99 reached `send_lag_limit_ns` was unfit.
+    """
 
     machine: dict[str, Any]
     measured_at: str
     took_s: float
     clock: str
+    send_lag_limit_ns: int
     stamp_error: StampError
     token_events: Ceiling
     requests: Ceiling
+
+
+def at_send_lag_limit(found: Selftest, limit_ns: int) -> Selftest:
+    """Return what the same measurement says of a worker whose sends may be late by another limit.
+
+    Beyond a limit that is higher than the one measured by, what was carried is a lower bound.
+    """
+    if limit_ns == found.send_lag_limit_ns:
+        return found
+    return replace(
+        found,
+        send_lag_limit_ns=limit_ns,
+        token_events=ceiling_of([_at(level, limit_ns) for level in found.token_events.levels]),
+        requests=ceiling_of([_at(level, limit_ns) for level in found.requests.levels]),
+    )
+
+
+def _at(level: Level, limit_ns: int) -> Level:
+    others = tuple(reason for reason in level.broke if reason != SEND_LAG)
+    lag_ns = level.send_lag_p99_ns
+    late = lag_ns is not None and lag_ns >= limit_ns
+    return replace(level, broke=(SEND_LAG, *others) if late else others)
 
 
 def ceiling_of(levels: Sequence[Level]) -> Ceiling:

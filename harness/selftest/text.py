@@ -55,7 +55,8 @@ def render(found: Selftest, fitting: Fit | None = None) -> str:
         "",
         *_table("requests", found.requests),
         "",
-        f"One worker of this machine carries {_carried(found)}.",
+        f"One worker of this machine carries {_carried(found)},",
+        f"its send lag p99 below {_time(found.send_lag_limit_ns)}.",
     ]
     ends = {
         "token events": found.token_events,

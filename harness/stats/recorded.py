@@ -9,6 +9,9 @@ import numpy as np
 from harness.recorder import Recording, Series, StageWindow
 from harness.stats.windows import IntArray, Windows
 
+TIMES_IN_SYSTEM = ("e2el_all", "e2el", "service", "request")
+"""The metrics that tell a request's whole time in the system, widest first."""
+
 
 def windows_of(recording: Recording, series: Series, stage: StageWindow) -> Windows:
     """Return a stage's series by recording interval, those without samples included.

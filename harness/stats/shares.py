@@ -14,8 +14,6 @@ from collections.abc import Callable
 from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv
 
-from harness.recorder import Histogram
-
 
 def share_bounds(n: float, k: float, confidence: float, *, vif: float = 1.0) -> tuple[float, float]:
     """Lower and upper bound of a true share, of which k in n were seen; (0, 1) without samples."""
@@ -60,15 +58,13 @@ def _root(excess: Callable[[float], float], start: float, end: float) -> float |
     return float(brentq(excess, start, end, xtol=1e-10))
 
 
-def quantile_interval(
-    histogram: Histogram, q: float, confidence: float, *, vif: float = 1.0
-) -> tuple[int | None, int | None]:
-    """Bounds of the true q-quantile, each at `confidence`; None where the sample gives none."""
-    low, high = quantile_ranks(histogram.n, q, confidence, vif=vif)
-    return (
-        None if low is None else histogram.at_rank(low),
-        None if high is None else histogram.at_rank(high),
-    )
+def supported(n: int, q: float) -> bool:
+    """Return whether n samples show the q-quantile: one or more is to be expected beyond it.
+
+    p99 takes 100 samples, p99.9 takes 1,000; of fewer the quantile is but the largest sample. Of
+    q below one half, beyond means below.
+    """
+    return n * min(q, 1 - q) >= 1 - 1e-9
 
 
 def samples_to_pass(q: float, confidence: float, *, over: int = 0) -> int:
@@ -88,18 +84,21 @@ def samples_to_pass(q: float, confidence: float, *, over: int = 0) -> int:
     return high
 
 
-def samples_to_decide(n: int, k: int, q: float, confidence: float) -> int | None:
+def samples_to_decide(
+    n: int, k: int, q: float, confidence: float, *, vif: float = 1.0
+) -> int | None:
     """About how many samples decide a budget if the share over its limit stays at k/n.
 
-    None when the share is so close to the allowed one that no sensible number would.
+    `vif` says how dependent they are. None when the share is so close to the allowed one that no
+    sensible number would.
     """
     share = k / n if n else 0.0
     if k == 0:
-        return samples_to_pass(q, confidence)
+        return math.ceil(vif * samples_to_pass(q, confidence))
     size = float(n)
     while size < 1e9:
         size *= 1.1
-        lower, upper = share_bounds(size, share * size, confidence)
+        lower, upper = share_bounds(size, share * size, confidence, vif=vif)
         if upper <= 1 - q or lower > 1 - q:
             return math.ceil(size)
     return None

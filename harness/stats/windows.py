@@ -53,13 +53,12 @@ class Windows:
         value = own if exact else _highest_equivalent(own // unit) * unit + (unit - 1)
         window = (np.asarray(times_s, dtype=np.float64) / length_s).astype(np.int64)
         size = max(round(duration_s / length_s), int(window.max(initial=-1)) + 1, 1)
-        levels, level = np.unique(value, return_inverse=True)
-        cells, count = np.unique(level * size + window, return_counts=True)
+        cells, count = np.unique(value * size + window, return_counts=True)
         return cls(
             length_s=length_s,
             n=np.bincount(window, minlength=size),
             window=cells % size,
-            value=levels[cells // size],
+            value=cells // size,
             count=count,
         )
 
@@ -103,6 +102,12 @@ class Windows:
             return None
         return int(self._by_value[1][np.searchsorted(self._cumulative, rank)])
 
+    def at_or_above(self, value: float) -> float:
+        """Return the highest value of the first bucket that ends at or above `value`."""
+        _, values, _ = self._by_value
+        first = int(np.searchsorted(values, value, side="left"))
+        return float(values[first]) if first < len(values) else value
+
     def quantile(self, q: float) -> int:
         """Return the bucket of rank ⌈q·n⌉; ValueError without samples."""
         found = self.at_rank(max(1, math.ceil(round(q * self.total, 6))))
@@ -119,18 +124,44 @@ class Windows:
     def log_sums(self) -> FloatArray:
         """Return the sum of ln(value) of each window, a value of 0 taken as 1."""
         logs = np.log(np.maximum(self.value, 1)) * self.count
-        sums: FloatArray = np.bincount(self.window, weights=logs, minlength=len(self.n))
-        return sums
+        return np.bincount(self.window, weights=logs, minlength=len(self.n)).astype(np.float64)
+
+    def threshold(self, share: float, *, upper: bool = True) -> int | None:
+        """Return the bucket edge that cuts off at most `share` of all samples, but at least one.
+
+        `upper` cuts off the samples above it, else those at or below it. None where no edge does,
+        all samples being in one bucket.
+        """
+        values, upto = self._levels
+        if len(values) < 2:
+            return None
+        wanted = share * self.total + 1e-9
+        if upper:
+            first = int(np.searchsorted(upto, self.total - wanted))
+            return int(values[min(first, len(values) - 2)])
+        return int(values[max(int(np.searchsorted(upto, wanted, side="right")) - 1, 0)])
+
+    def between(self, start: int, end: int) -> Windows:
+        """Return the windows from `start` up to, without, `end`."""
+        inside = (self.window >= start) & (self.window < end)
+        return Windows(
+            length_s=self.length_s,
+            n=self.n[start:end],
+            window=self.window[inside] - start,
+            value=self.value[inside],
+            count=self.count[inside],
+        )
 
     def joined(self, k: int) -> Windows:
         """Return the windows merged k by k; those left over join the last."""
-        if k <= 1:
-            return self
         last = max(len(self.n) // k, 1) - 1
-        group = np.minimum(np.arange(len(self.n)) // k, last)
+        return self.grouped(np.minimum(np.arange(len(self.n)) // k, last), self.length_s * k)
+
+    def grouped(self, group: IntArray, length_s: float) -> Windows:
+        """Return windows of `length_s` in which each window has become part of its `group`."""
         return Windows(
-            length_s=self.length_s * k,
-            n=_summed(self.n, group, last + 1),
+            length_s=length_s,
+            n=_summed(self.n, group, int(group[-1]) + 1),
             window=group[self.window],
             value=self.value,
             count=self.count,
@@ -149,6 +180,13 @@ class Windows:
     @cached_property
     def _cumulative(self) -> IntArray:
         return np.cumsum(self._by_value[2])
+
+    @cached_property
+    def _levels(self) -> tuple[IntArray, IntArray]:
+        """Hold each value that occurs, ascending, and how many samples are at or below it."""
+        values = self._by_value[1]
+        last = np.flatnonzero(np.diff(values, append=values[-1:] + 1))
+        return values[last], self._cumulative[last]
 
 
 def _summed(counts: IntArray, group: IntArray, size: int) -> IntArray:

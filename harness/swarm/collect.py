@@ -15,13 +15,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.errors import ExitCode, HarnessError, TargetError, UserError
 from harness.plan import Plan
-from harness.recorder import Report, RunFolder, merge_reports
+from harness.recorder import Report, merge_reports
 from harness.swarm import frames
 
 _LEAD_NS = 300_000_000  # between "start" and time zero: all workers must have heard of it
@@ -30,27 +30,86 @@ _END_GRACE_S = 15.0
 _SILENCE_S = 60.0  # workers report every interval, at most a second; one that is stuck does not
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """When a repetition of the load begins.
+
+    `t0_ns` is on the monotonic clock; `index` is the recording interval, counted from the run's
+    start, that begins then.
+    """
+
+    t0_ns: int
+    index: int = 0
+
+    @classmethod
+    def soon(cls) -> Beginning:
+        """Return the beginning of a run: as soon as all workers can have heard of it."""
+        return cls(t0_ns=time.monotonic_ns() + _LEAD_NS)
+
+    def following(self, interval_ns: int) -> Beginning:
+        """Return the soonest beginning of a further repetition, on the grid of this one."""
+        ahead = -((self.t0_ns - time.monotonic_ns() - _LEAD_NS) // interval_ns)
+        return Beginning(t0_ns=self.t0_ns + ahead * interval_ns, index=self.index + ahead)
+
+
 @dataclass(slots=True)
 class Ended:
     """How the load ended."""
 
     interrupted: bool = False
     stopped_s: float | None = None
-    """When the load was told to end early, seconds since its start."""
+    """When the load was told to end early, seconds since the run's start."""
     crashed: list[str] = field(default_factory=list)
     lost_reports: int = 0
     first_failure: str | None = None
     retries: int = 0
     clocks: set[str] = field(default_factory=set)
+    stamped: int = 0
+    """Reads of sockets with a stamp of the kernel's; `unstamped` those without."""
+    unstamped: int = 0
+    stepped_s: list[float] = field(default_factory=list)
+    """When the wall clock was found stepped, seconds since the run's start."""
+
+    @property
+    def early(self) -> bool:
+        """True when it did not end by itself, so that no repetition shall follow."""
+        return self.interrupted or bool(self.crashed)
+
+    def include(self, other: Ended) -> None:
+        """Add how a further repetition ended."""
+        self.interrupted |= other.interrupted
+        self.stopped_s = other.stopped_s
+        self.crashed += other.crashed
+        self.lost_reports += other.lost_reports
+        self.first_failure = self.first_failure or other.first_failure
+        self.retries += other.retries
+        self.clocks |= other.clocks
+        self.stamped += other.stamped
+        self.unstamped += other.unstamped
+        self.stepped_s += other.stepped_s
+
+
+class Sink(Protocol):
+    """Where the merged intervals of a load go: a run folder, or what writes to one."""
+
+    def begin(self, started_unix_s: float) -> None:
+        """Take note of when the load's time zero is."""
+
+    def append(self, report: Report) -> None:
+        """Take an interval."""
 
 
 class Workers:
     """The worker processes of one plan. Use `started`."""
 
-    def __init__(self, plan: Plan, url: str, interval_ns: int, log_path: Path | None) -> None:
+    def __init__(
+        self, plan: Plan, url: str, interval_ns: int, log_path: Path | None, *, preflight: bool
+    ) -> None:
         self._frames: queue.Queue[tuple[int, Any]] = queue.Queue()
         self._log = log_path.open("ab") if log_path else None
         self._children = [self._spawn() for _ in range(plan.workers)]
+        self._interval_ns = interval_ns
+        self._begun = False
         self._stopped_ns: int | None = None
         for number, child in enumerate(self._children):
             threading.Thread(target=self._listen, args=(number, child), daemon=True).start()
@@ -62,17 +121,23 @@ class Workers:
                     interval_ns=interval_ns,
                     worker=number,
                     workers=plan.workers,
-                    preflight=number == 0,
+                    preflight=preflight and number == 0,
                 ),
             )
 
     @classmethod
     @contextmanager
     def started(
-        cls, plan: Plan, url: str, *, interval_ns: int = 1_000_000_000, log_path: Path | None = None
+        cls,
+        plan: Plan,
+        url: str,
+        *,
+        interval_ns: int = 1_000_000_000,
+        log_path: Path | None = None,
+        preflight: bool = True,
     ) -> Iterator[Workers]:
         """Start the workers and end them, whatever happens."""
-        workers = cls(plan, url, interval_ns, log_path)
+        workers = cls(plan, url, interval_ns, log_path, preflight=preflight)
         try:
             yield workers
         except BaseException:
@@ -104,16 +169,19 @@ class Workers:
         assert first is not None
         return first
 
-    def run(self, folder: RunFolder, on_report: Callable[[Report], None]) -> Ended:
+    def run(
+        self,
+        folder: Sink,
+        on_report: Callable[[Report], None],
+        begin: Beginning | None = None,
+    ) -> Ended:
         """Start the load, write every merged interval, and wait for the end of all workers.
 
-        `stop` may be called from a signal handler meanwhile.
+        Without `begin` it starts a run, with it a repetition; `stop` may be called from a signal
+        handler meanwhile.
         """
-        start = frames.Start(t0_ns=time.monotonic_ns() + _LEAD_NS)
-        self._stopped_ns = None
-        folder.begin(time.time() + _LEAD_NS / 1e9)
-        for child in self._children:
-            self._tell(child, start)
+        begin = begin or Beginning.soon()
+        self._start(folder, begin)
         ended = Ended()
         merger = _Merger(len(self._children))
         while merger.open:
@@ -126,22 +194,24 @@ class Workers:
                 merger.add(number, frame)
             elif isinstance(frame, frames.Done):
                 self._note(ended, merger, number, frame)
+                ended.stepped_s += (self._run_s(t_ns, begin) for t_ns in frame.stepped_ns)
             elif merger.expects(number):
                 code = self._children[number].wait()
                 ended.crashed.append(f"worker {number} ended with code {code}")
                 ended.lost_reports += 1
                 merger.close(number)
-            for report in merger.ready():
+            for merged in merger.ready():
+                report = _moved(merged, begin.index, self._interval_ns)
                 folder.append(report)
                 on_report(report)
         if self._stopped_ns is not None:
-            ended.stopped_s = max(0.0, (self._stopped_ns - start.t0_ns) / 1e9)
+            ended.stopped_s = max(0.0, self._run_s(self._stopped_ns, begin))
         return ended
 
     def stop(self) -> None:
-        """Ask every worker to plan no more arrivals and drain."""
+        """Ask every worker to plan no more arrivals and drain; at the earliest once started."""
         self._stopped_ns = time.monotonic_ns()
-        for child in self._children:
+        for child in self._children if self._begun else ():
             self._tell(child, frames.Stop())
 
     def end(self) -> None:
@@ -164,12 +234,27 @@ class Workers:
         for child in self._children:
             child.kill()
 
+    def _start(self, folder: Sink, begin: Beginning) -> None:
+        if begin.index == 0:
+            folder.begin(time.time() + (begin.t0_ns - time.monotonic_ns()) / 1e9)
+        for child in self._children:
+            self._tell(child, frames.Start(t0_ns=begin.t0_ns))
+        self._begun = True
+        if self._stopped_ns is not None:
+            self.stop()
+
+    def _run_s(self, t_ns: int, begin: Beginning) -> float:
+        """Return a time of the monotonic clock as seconds since the run's start."""
+        return (t_ns - begin.t0_ns + begin.index * self._interval_ns) / 1e9
+
     def _note(self, ended: Ended, merger: _Merger, number: int, done: frames.Done) -> None:
         ended.interrupted |= done.interrupted
         ended.lost_reports += done.reports - merger.received(number)
         ended.first_failure = ended.first_failure or done.first_failure
         ended.retries += done.retries
         ended.clocks.add(done.clock)
+        ended.stamped += done.stamped
+        ended.unstamped += done.unstamped
         merger.close(number)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -204,6 +289,18 @@ class Workers:
         lines = Path(self._log.name).read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in lines if line.strip()]
         return f"it said: {said[-1]}" if said else "it said nothing"
+
+
+def _moved(report: Report, intervals: int, interval_ns: int) -> Report:
+    """Return a report of a repetition on the time axis of its run."""
+    if not intervals:
+        return report
+    by_s = intervals * interval_ns / 1e9
+    return replace(
+        report,
+        index=report.index + intervals,
+        journeys=[{**journey, "t_s": journey["t_s"] + by_s} for journey in report.journeys],
+    )
 
 
 class _Merger:

@@ -17,12 +17,12 @@ from typing import Any
 
 import gevent
 import numpy as np
-from gevent.queue import SimpleQueue
+from gevent.hub import Waiter
 from locust.exception import StopUser
 
 from harness.arrivals import schedule
 from harness.plan import Stage
-from harness.recorder import Recorder
+from harness.recorder import RUN, Recorder
 from harness.transport.alarm import Alarm
 
 _SPARE_USERS = 8  # idle users kept ready, so that an arrival never waits for one to be made
@@ -43,6 +43,46 @@ class Arrival:
     ready_ns: int
     closed: bool = False
     number: int = field(default_factory=partial(next, count()))
+
+
+class _Line:
+    """Arrivals for the users of one class: of those that are idle, who waits longest is next."""
+
+    def __init__(self) -> None:
+        self._hub = gevent.get_hub()
+        self._arrivals: deque[Arrival | None] = deque()
+        self._idle: deque[Waiter] = deque()
+
+    def put(self, arrival: Arrival | None) -> None:
+        """Hand over: from the hub at once, from a greenlet in the hub's next turn."""
+        self._arrivals.append(arrival)
+        if gevent.getcurrent() is self._hub:
+            self._serve()
+        else:
+            self._hub.loop.run_callback(self._serve)
+
+    def get(self) -> Arrival | None:
+        """Block until there is something for the calling greenlet."""
+        if self._arrivals:
+            return self._arrivals.popleft()
+        waiter = Waiter(self._hub)
+        self._idle.append(waiter)
+        try:
+            arrival: Arrival | None = waiter.get()
+        except BaseException:
+            self._idle.remove(waiter)
+            raise
+        return arrival
+
+    def clear(self) -> list[Arrival]:
+        """Take back what no user has taken."""
+        left = [arrival for arrival in self._arrivals if arrival is not None]
+        self._arrivals.clear()
+        return left
+
+    def _serve(self) -> None:
+        while self._arrivals and self._idle:
+            self._idle.popleft().switch(self._arrivals.popleft())
 
 
 class Dispatcher:
@@ -68,7 +108,7 @@ class Dispatcher:
         self._rng = np.random.default_rng([seed, worker, 1])
         self._spawn = spawn
         self._seed, self._worker, self._workers = seed, worker, workers
-        self._queues: dict[str, SimpleQueue] = {name: SimpleQueue() for name in weights}
+        self._lines = {name: _Line() for name in weights}
         self._busy = dict.fromkeys(weights, 0)
         self._made = dict.fromkeys(weights, 0)
         self._replacing: set[str] = set()
@@ -76,6 +116,7 @@ class Dispatcher:
         self._waiting: deque[tuple[str, Arrival]] = deque()
         self._closed_until_ns: dict[str, int] = {}
         self._limit = DEFAULT_MAX_IN_FLIGHT
+        self._begun_ns = 0
         self._alarm = alarm
         self._stopped = False
         self._over = False
@@ -91,7 +132,7 @@ class Dispatcher:
 
     def take(self, user_class: str) -> Arrival:
         """Block until an arrival is due for a user of this class; StopUser after the load."""
-        arrival: Arrival | None = self._queues[user_class].get()
+        arrival = self._lines[user_class].get()
         if arrival is None:
             raise StopUser
         self._recorder.load(arrival.stage).sent += 1
@@ -103,8 +144,10 @@ class Dispatcher:
         load.finished += 1
         load.failed += failed
         self._free(user_class)
-        if arrival.closed:
+        if arrival.closed and think_s > 0:
             gevent.spawn_later(think_s, self._again, user_class, arrival.stage)
+        elif arrival.closed:
+            gevent.get_hub().loop.run_callback(self._again, user_class, arrival.stage)
         self._admit_waiting()
 
     # The schedule's side
@@ -142,12 +185,12 @@ class Dispatcher:
             if not arrival.closed:
                 self._recorder.load(arrival.stage).dropped += 1
         self._waiting.clear()
-        for name, queue in self._queues.items():
-            while not queue.empty():  # handed over, and no user was left to take it
-                self._recorder.load(queue.get().stage).dropped += 1
+        for name, line in self._lines.items():
+            for arrival in line.clear():  # handed over, and no user was left to take it
+                self._recorder.load(arrival.stage).dropped += 1
                 self._free(name)
             for _ in range(self._made[name]):
-                queue.put(None)
+                line.put(None)
         return self.in_flight
 
     def cut_off(self, user_class: str, arrival: Arrival) -> None:
@@ -175,18 +218,34 @@ class Dispatcher:
         return (start_ns + offset for offset in offsets)
 
     def _run_open(self, planned: Iterator[int], stage: str) -> None:
+        before_ns = planned_before_ns = None
         for planned_ns in planned:
-            self._sleep_until(planned_ns)
+            user_class = self._pick()
+            arrival = Arrival(stage, planned_ns, planned_ns, number=next(self._numbers))
+            self._alarm.sleep_until(planned_ns, partial(self._begin, user_class, arrival))
             if self._stopped:
                 return
-            self._recorder.load(stage).planned += 1
-            arrival = Arrival(stage, planned_ns, planned_ns, number=next(self._numbers))
-            self._admit(self._pick(), arrival)
+            begun_ns = self._begun_ns
+            if before_ns is not None and planned_before_ns is not None:
+                self._recorder.add(stage, RUN, "arrival_gap", begun_ns - before_ns)
+                self._recorder.add(stage, RUN, "planned_gap", planned_ns - planned_before_ns)
+            before_ns, planned_before_ns = begun_ns, planned_ns
+            self._keep_spare_users(user_class)
+
+    def _begin(self, user_class: str, arrival: Arrival) -> None:
+        """Start an arrival whose time has come; called in the hub, where nothing may block."""
+        if self._stopped:
+            return
+        self._begun_ns = time.monotonic_ns()
+        self._recorder.load(arrival.stage).planned += 1
+        self._admit(user_class, arrival)
 
     def _run_closed(self, stage: Stage, end_ns: int) -> None:
         self._closed_until_ns[stage.name] = end_ns
         for _ in range(self._part_of(stage.concurrency or 0)):
-            self._again(self._pick(), stage.name)
+            user_class = self._pick()
+            self._again(user_class, stage.name)
+            self._keep_spare_users(user_class)
 
     def _again(self, user_class: str, stage: str) -> None:
         """Start the next round of a closed stage's user."""
@@ -200,21 +259,22 @@ class Dispatcher:
             if not arrival.closed:
                 self._recorder.load(arrival.stage).waited += 1
             self._waiting.append((user_class, arrival))
-        self.observe()
+            self.observe()
 
     def _admit_waiting(self) -> None:
         while self._waiting and self.in_flight < self._limit:
             user_class, arrival = self._waiting.popleft()
             arrival.ready_ns = time.monotonic_ns()
             self._hand(user_class, arrival)
+            self._keep_spare_users(user_class)
 
     def _hand(self, user_class: str, arrival: Arrival) -> None:
         if arrival.closed and not self._begin_round(arrival):
             return
         self.in_flight += 1
         self._busy[user_class] += 1
-        self._queues[user_class].put(arrival)
-        self._keep_spare_users(user_class)
+        self.observe()
+        self._lines[user_class].put(arrival)
 
     def _begin_round(self, arrival: Arrival) -> bool:
         """Plan a round of a closed stage for now; False when the stage is over."""

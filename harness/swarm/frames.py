@@ -70,13 +70,20 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The last frame: how many reports were sent, so that a missing one is noticed."""
+    """The last frame: how many reports were sent, so that a missing one is noticed.
+
+    Of all reads of sockets, `stamped` had the kernel's stamp and `unstamped` had none; `stepped_ns`
+    are the times, on the monotonic clock, at which the wall clock was found stepped.
+    """
 
     reports: int
     interrupted: bool
     first_failure: str | None
     retries: int
     clock: str
+    stamped: int = 0
+    unstamped: int = 0
+    stepped_ns: tuple[int, ...] = ()
 
 
 def encode(frame: object) -> bytes:

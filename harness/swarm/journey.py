@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -30,6 +31,7 @@ from harness import apis
 from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Inputs
+from harness.swarm.short import Shapes
 from harness.transport import RequestHead, Stamps, Transport
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Run:
     first_failure: str | None = None
     retries: int = 0
     heads: dict[str, RequestHead] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=Shapes)
+    fed: set[str] = field(default_factory=set)
+    """The dialects in which inputs are sent as they are."""
     logged: set[tuple[str, str]] = field(default_factory=set)
     """Kinds of errors in the scenario, by task, whose traceback is in the log."""
     on_step: Callable[[Step, Journey], None] | None = None
@@ -111,13 +116,22 @@ class Journey:
     stage: str
     planned_ns: int
     ready_ns: int
-    rng: Random
+    number: int
+    """Tells it from all others of its process, and with the run's seed says what it draws."""
     steps: list[Step] = field(default_factory=list)
     running: list[Step] = field(default_factory=list)
     calls: int = 0
     rooted: bool = False
     noted: BaseException | None = None
     """The last exception that failed a step."""
+    _rng: Random | None = None
+
+    @property
+    def rng(self) -> Random:
+        """What is drawn for it; made when it is asked for, since that takes long."""
+        if self._rng is None:
+            self._rng = Random(f"{self.run.seed} {self.number}")
+        return self._rng
 
     def begin(self, name: str, parent: Step | None) -> Step:
         """Return a step that starts now; the first at the root starts at the planned arrival."""
@@ -240,50 +254,68 @@ class Place(NamedTuple):
 
 
 PLACE: ContextVar[Place] = ContextVar("place")
+_NOWHERE = Place()
 
 
 def place() -> Place:
     """Return the place of this greenlet; gevent hands no context on, so look at who spawned it."""
+    place = PLACE.get(None)
     greenlet = gevent.getcurrent()
-    context: Context | None = copy_context()
-    while context is None or PLACE not in context:
+    while place is None:
         greenlet = getattr(greenlet, "spawning_greenlet", lambda: None)()
         if greenlet is None:
-            return Place()
-        context = greenlet.gr_context
-    place = context[PLACE]
-    PLACE.set(place)
+            return _NOWHERE
+        context: Context | None = greenlet.gr_context
+        if context is not None and PLACE in context:
+            place = context[PLACE]
+            PLACE.set(place)
     return place
 
 
-@contextmanager
-def step(name: str) -> Iterator[Step]:
+class step(ContextDecorator):  # noqa: N801 - it is used like a function
     """Name what happens inside as a step; steps nest: `answer/generate`.
 
     An exception inside counts the step as failed and goes on. Outside a task nothing is recorded.
     Raises UserError for a name that no budget could have.
     """
+
+    __slots__ = ("_journey", "_name", "_step", "_token")
+
+    def __init__(self, name: str) -> None:
+        _check_name(name)
+        self._name = name
+
+    def __enter__(self) -> Step:
+        """Begin the step where this greenlet is."""
+        self._journey, outer = place()
+        if self._journey is None:
+            return Step(self._name, time.monotonic_ns())
+        self._step = self._journey.begin(self._name, outer)
+        self._token = PLACE.set(Place(self._journey, self._step))
+        return self._step
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        """Record it."""
+        if self._journey is None:
+            return
+        if error is not None and not isinstance(error, CONTROL_FLOW):
+            self._journey.fail(self._step, error)
+        PLACE.reset(self._token)
+        self._journey.finish(self._step)
+
+    def _recreate_cm(self) -> step:
+        return step(self._name)
+
+
+@lru_cache(maxsize=1024)
+def _check_name(name: str) -> None:
     if not re.fullmatch(SEGMENT, name) or name == RUN:
         raise UserError(
             f"step {name!r}: a name must be of letters, digits, '_' and '-', and not {RUN!r}; "
             "steps inside each other make the '/'"
         )
-    journey, outer = place()
-    if journey is None:
-        yield Step(name, time.monotonic_ns())
-        return
-    this = journey.begin(name, outer)
-    token = PLACE.set(Place(journey, this))
-    try:
-        yield this
-    except CONTROL_FLOW:
-        raise
-    except BaseException as error:
-        journey.fail(this, error)
-        raise
-    finally:
-        PLACE.reset(token)
-        journey.finish(this)
 
 
 def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each kind
@@ -293,7 +325,7 @@ def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each k
             return error.kind
         case gevent.GreenletExit():
             return "cut off"
-        case httpx.ConnectTimeout() | httpx.ConnectError():
+        case httpx.ConnectTimeout() | httpx.ConnectError() | httpx.ProxyError():
             return "connect"
         case httpx.TimeoutException() | gevent.Timeout():
             return "timeout"

@@ -26,7 +26,7 @@ WIDTH = 80
 PLAIN_EVERY_S = 5.0
 MOST_ROWS = 12
 
-_BUDGET = re.compile(r"(.*?) ([<>]=?) (\S+)( in \S+)?")
+_BUDGET = re.compile(r"(.*?) ([<>]=?) (\S+)((?: over \S+)?(?: in \S+)?)")
 _OVER, _HOLDS, _UNKNOWN = "bold red", "cyan", "dim"
 _ASCII = str.maketrans({"µ": "u", "μ": "u", "×": "x", "–": "-", MINUS: "-", "…": "~"})
 
@@ -131,6 +131,7 @@ class _BudgetSoFar:
 class _Progress:
     """A progress dict, read as far as it can be; what it does not tell is None or empty."""
 
+    run: str
     t_s: float | None
     total_s: float | None
     stage: str
@@ -138,6 +139,7 @@ class _Progress:
     record: bool
     draining: bool
     stopping: bool
+    aborted: str
     planned_rate: float | None
     sent_rate: float | None
     in_flight: float | None
@@ -150,6 +152,7 @@ class _Progress:
         known = progress if isinstance(progress, Mapping) else {}
         budgets = known.get("budgets")
         return cls(
+            run=_which_run(known),
             t_s=_number(known.get("t_s")),
             total_s=_number(known.get("total_s")),
             stage=_word(known.get("stage")),
@@ -157,6 +160,7 @@ class _Progress:
             record=known.get("record") is not False,
             draining=known.get("draining") is True,
             stopping=known.get("stopping") is True,
+            aborted=_word(known.get("aborted")),
             planned_rate=_number(known.get("planned_rate")),
             sent_rate=_number(known.get("sent_rate")),
             in_flight=_number(known.get("in_flight")),
@@ -172,11 +176,11 @@ class _Progress:
     @property
     def phase(self) -> str:
         """The stage, and what it is not."""
-        if self.stopping:
+        if self.stopping or self.aborted:
             return "stopping"
         if self.draining:
-            return "draining"
-        return self.stage if self.record else f"{self.stage} (not judged)"
+            return f"{self.run}draining"
+        return f"{self.run}{self.stage if self.record else f'{self.stage} (not judged)'}"
 
     @property
     def clock(self) -> str:
@@ -194,6 +198,14 @@ class _Progress:
     def over(self) -> int:
         """How many budgets are over their limit so far."""
         return sum(budget.ok is False for budget in self.budgets)
+
+
+def _which_run(known: Mapping[str, Any]) -> str:
+    """`run 2 of 5, `; nothing where the load is played once."""
+    number, of = _number(known.get("repetition")), _number(known.get("repetitions"))
+    if number is None or of is None or of < 2:
+        return ""
+    return f"run {number:.0f} of {of:.0f}, "
 
 
 def _number(value: Any) -> float | None:
@@ -256,7 +268,7 @@ def _plain_line(state: _Progress) -> str:
 
 def _figures(state: _Progress) -> list[str]:
     """List the rate and the counts; nobody waits, as a rule, and then nothing is said of it."""
-    figures = [] if state.draining or state.stopping else [state.rate]
+    figures = [] if state.draining or state.stopping or state.aborted else [state.rate]
     if state.in_flight is not None:
         figures.append(f"{format_count(int(state.in_flight))} in flight")
     if state.waiting:
@@ -322,8 +334,10 @@ def _screen(state: _Progress, sheet: _Sheet) -> Text:
 def _title(state: _Progress) -> str:
     if state.stopping:
         return "Stopping: saving what ended, Ctrl-C again ends at once"
+    if state.aborted:
+        return f"{state.aborted[0].upper()}{state.aborted[1:]}"
     if state.draining:
-        return "Draining: waiting for the last requests"
+        return f"Draining: {state.run}waiting for the last requests"
     left = "" if state.stage_left_s is None else f"{format_clock(max(0, state.stage_left_s))} left"
     return "  ".join(part for part in (state.phase, left) if part)
 

@@ -9,28 +9,50 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import numpy as np
 import psutil
 
 from harness import __version__
+from harness.budget import WINDOW_STEP_NS
 from harness.plan import Plan
-from harness.recorder import StageWindow
+from harness.recorder import StageWindow, repetition_name
 
 EMBEDDED = "embedded"
 _MIN_WINDOWS = 40  # intervals that the shortest recorded stage should have
-_GRID_NS = 100_000_000
+_MIN_PARTS = 6  # intervals that a budget's window should have: enough to see dependence within it
 _PACKAGES = ("locust", "gevent", "httpx", "hdrhistogram", "numpy", "scipy")
 
 
-def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
-    """Return the plan's stages with their times, one after the other from 0 s on."""
+def repetition(plan: Plan, number: int) -> Plan:
+    """Return the plan as its repetition `number` (from 1 on) is played.
+
+    The first is the plan itself. Each other has stages of its own name and a seed of its own, which
+    follows from the plan's.
+    """
+    if number == 1:
+        return plan
+    (seed,) = np.random.SeedSequence(plan.seed, spawn_key=(number,)).generate_state(1, np.uint64)
+    return replace(
+        plan,
+        seed=int(seed >> np.uint64(1)),
+        load=tuple(replace(s, name=repetition_name(s.name, number)) for s in plan.load),
+        budgets=tuple(
+            replace(b, stage=repetition_name(b.stage, number)) if b.stage else b
+            for b in plan.budgets
+        ),
+    )
+
+
+def stage_windows(plan: Plan, *, begin_s: float = 0.0, repeat: int = 1) -> tuple[StageWindow, ...]:
+    """Return the plan's stages with their times, one after the other from `begin_s` on."""
     windows = []
-    start_ns = 0
+    start_ns = round(begin_s * 1e9)
     for stage in plan.load:
         end_ns = start_ns + stage.duration_ns
         windows.append(
@@ -42,6 +64,7 @@ def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
                 load=stage.load,
                 planned_rate_per_s=stage.arrivals.rate_per_s if stage.arrivals else None,
                 max_in_flight=stage.max_in_flight,
+                repeat=repeat,
             )
         )
         start_ns = end_ns
@@ -49,10 +72,16 @@ def stage_windows(plan: Plan) -> tuple[StageWindow, ...]:
 
 
 def interval_for(plan: Plan) -> int:
-    """Return the recording interval in ns: 1 s, or shorter so that each recorded stage has 40."""
+    """Return the recording interval in ns: 1 s, or shorter so that each recorded stage has 40.
+
+    The windows of every budget are made of whole intervals, of 6 or more where 100 ms allow it.
+    """
     shortest = min(stage.duration_ns for stage in plan.load if stage.record)
-    wanted = shortest // _MIN_WINDOWS // _GRID_NS * _GRID_NS
-    return max(_GRID_NS, min(1_000_000_000, wanted))
+    lengths = [budget.over_ns for budget in plan.budgets if budget.over_ns]
+    wanted = min([1_000_000_000, shortest // _MIN_WINDOWS, *(n // _MIN_PARTS for n in lengths)])
+    longest = max(WINDOW_STEP_NS, wanted // WINDOW_STEP_NS * WINDOW_STEP_NS)
+    steps = range(longest, 0, -WINDOW_STEP_NS)
+    return next(step for step in steps if not any(length % step for length in lengths))
 
 
 @contextmanager
@@ -84,17 +113,20 @@ def describe(
             "model": plan.target.model,
         },
         "stages": [asdict(stage) for stage in stages],
-        "budgets": [{"text": b.text, "confidence": b.confidence} for b in plan.budgets],
+        "budgets": [
+            {"text": b.text, "confidence": b.confidence, "abort": b.abort} for b in plan.budgets
+        ],
+        "multiple_testing": plan.multiple_testing,
+        "abort_on": list(plan.abort_on),
+        "repeat": plan.repeat,
         "interval_s": interval_ns / 1e9,
         "seed": plan.seed,
         "workers": plan.workers,
         "drain_s": plan.drain_ns / 1e9,
         "timeout_s": plan.target.timeout_ns / 1e9,
         "plan": plan.redacted_source,
-        "scenario": {
-            "file": plan.scenario.name,
-            "sha256": hashlib.sha256(plan.scenario.read_bytes()).hexdigest(),
-        },
+        "scenario": _file(plan.scenario),
+        "inputs": None if plan.inputs is None else _file(plan.inputs),
         "commit": _commit(plan.scenario.parent),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in _PACKAGES},
         "machine": {
@@ -117,6 +149,12 @@ def default_folder(name: str) -> Path:
 def _without_credentials(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _file(path: Path) -> dict[str, str]:
+    """Say which file it was, by its content."""
+    with path.open("rb") as file:
+        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _commit(folder: Path) -> str | None:

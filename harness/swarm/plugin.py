@@ -99,7 +99,7 @@ class _Session:
         self._environment, self._runner = environment, runner
         self._undo = ExitStack()
         self._drives = bool(options.plan)
-        self._plan = _plan_for(environment, options)
+        self._plan = replace(_plan_for(environment, options), workers=1)  # it is one process
         hide(secrets(self._plan))
         self._url = self._undo.enter_context(target_url(self._plan))
         self._windows = stage_windows(self._plan)
@@ -160,12 +160,22 @@ class _Session:
             status="interrupted" if interrupted else "complete",
             first_failure=masked(self._plan, self._run.first_failure or "") or None,
             retries=self._run.retries,
+            **self._clock_facts(),
         )
         self._folder.close()
         self._undo.close()
         command = [sys.executable, "-m", "harness", "gate", str(self._folder.path)]
         code = subprocess.run(command, check=False).returncode
         environment.process_exit_code = int(ExitCode.INTERRUPTED) if interrupted else code
+
+    def _clock_facts(self) -> dict[str, Any]:
+        kernel = self._run.transport.kernel_clock
+        if kernel is None:
+            return {}
+        return {
+            "reads": {"stamped": kernel.stamped, "unstamped": kernel.unstamped},
+            "clock_steps_s": [(t_ns - self._run.t0_ns) / 1e9 for t_ns in kernel.stepped_ns],
+        }
 
     def _make_dispatcher(self) -> Dispatcher | _LocustsUsers:
         if not self._drives:

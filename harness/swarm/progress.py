@@ -9,6 +9,7 @@ from typing import Any
 from harness.budget import RUN, Budget
 from harness.plan import Plan
 from harness.recorder import Histogram, Load, Report, StageWindow
+from harness.stats import supported
 from harness.units import format_duration, format_share
 
 _RATE_WINDOW_S = 5.0
@@ -19,8 +20,8 @@ class Progress:
     """Keeps running totals of a load; `update` returns the view's next picture."""
 
     def __init__(self, plan: Plan, stages: tuple[StageWindow, ...], interval_s: float) -> None:
-        self._plan, self._stages, self._interval_s = plan, stages, interval_s
-        self._recorded = {stage.name for stage in stages if stage.record}
+        self._plan, self._interval_s = plan, interval_s
+        self._recorded: set[str] = set()
         self._merged: dict[tuple[str, str], Histogram] = {}
         self._finished: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._recent: deque[tuple[int, int]] = deque(
@@ -28,12 +29,20 @@ class Progress:
         )
         self._errors = self._done = 0
         self._wanted = {(b.step, b.metric) for b in plan.budgets if b.statistic}
+        self.begin(1, stages)
+
+    def begin(self, number: int, stages: tuple[StageWindow, ...]) -> None:
+        """Go on with a repetition of the load, whose clock starts anew."""
+        self._repetition, self._stages = number, stages
+        self._recorded |= {stage.name for stage in stages if stage.record}
+        self._recent.clear()
 
     def update(self, report: Report) -> dict[str, Any]:
         """Add one interval; returns the state of the run at its end."""
         self._add(report)
-        t_s = (report.index + 1) * self._interval_s
-        stage = next((s for s in self._stages if t_s < s.end_s), self._stages[-1])
+        now_s = (report.index + 1) * self._interval_s
+        stage = next((s for s in self._stages if now_s < s.end_s), self._stages[-1])
+        begin_s, end_s = self._stages[0].start_s, self._stages[-1].end_s
         loads = list(report.load.values())
         last = Load(
             in_flight=max((load.in_flight for load in loads), default=0),
@@ -42,12 +51,14 @@ class Progress:
         window_s = len(self._recent) * self._interval_s
         return {
             "type": "progress",
-            "t_s": t_s,
-            "total_s": self._stages[-1].end_s,
-            "stage": stage.name,
-            "stage_left_s": max(0.0, stage.end_s - t_s),
+            "repetition": self._repetition,
+            "repetitions": self._plan.repeat,
+            "t_s": now_s - begin_s,
+            "total_s": end_s - begin_s,
+            "stage": stage.group,
+            "stage_left_s": max(0.0, stage.end_s - now_s),
             "record": stage.record,
-            "draining": t_s > self._stages[-1].end_s,
+            "draining": now_s > end_s,
             "planned_rate": sum(planned for planned, _ in self._recent) / window_s,
             "sent_rate": sum(sent for _, sent in self._recent) / window_s,
             "in_flight": last.in_flight,
@@ -82,11 +93,11 @@ class Progress:
         now: str | None = None
         ok: bool | None = None
         n = total
-        if budget.metric in ("error_rate", "goodput") and total:
+        if budget.metric in ("error_rate", "goodput") and total and not budget.regression:
             share = (good if budget.metric == "goodput" else failed) / total
             now, ok = format_share(share), _OPS[budget.op](share, budget.limit)
         histogram = self._merged.get((budget.step, budget.metric))
-        if histogram is not None:
+        if histogram is not None and not budget.regression:
             n = histogram.n
             value = _statistic(budget, histogram)
             if value is not None:
@@ -98,5 +109,6 @@ class Progress:
 
 def _statistic(budget: Budget, histogram: Histogram) -> float | None:
     if budget.quantile is not None:
-        return histogram.quantile(budget.quantile)
+        shown = supported(histogram.n, budget.quantile)
+        return histogram.quantile(budget.quantile) if shown else None
     return histogram.mean if budget.statistic == "mean" else histogram.max

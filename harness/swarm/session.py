@@ -19,7 +19,7 @@ from harness.plan import Plan
 from harness.recorder import Limits, Recorder
 from harness.swarm.journey import Run
 from harness.swarm.pauses import Pauses
-from harness.transport import Transport
+from harness.transport.routes import open_transport
 
 
 def limits_of(budgets: Iterable[Budget]) -> Limits:
@@ -27,7 +27,7 @@ def limits_of(budgets: Iterable[Budget]) -> Limits:
     known = tuple(budgets)
     thresholds: dict[tuple[str, str], tuple[int, ...]] = {}
     for budget in known:
-        if budget.quantile is not None:
+        if budget.counted:
             key = budget.step, budget.metric
             thresholds[key] = tuple(sorted({*thresholds.get(key, ()), budget.threshold}))
     return Limits(
@@ -41,7 +41,7 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
         target=plan.target,
         url=url,
         recorder=recorder,
-        transport=Transport(verify=plan.target.verify),
+        transport=open_transport(plan.target, url),
         inputs=load_inputs(plan.inputs) if plan.inputs else None,
         seed=(plan.seed, worker),
         rng=np.random.default_rng([plan.seed, worker]),

@@ -7,20 +7,20 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextvars import Context
 from functools import cached_property
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import httpx
 from locust import TaskSet, User
+from locust.user.task import LOCUST_STATE_STOPPING
 
 from harness import apis
 from harness.errors import RequestFailed, UserError
 from harness.http1 import ProtocolViolation, decoded
 from harness.inputs import Input
-from harness.swarm.client import build_request, collect, new_client
+from harness.swarm.client import build_request, new_client
 from harness.swarm.journey import CONTROL_FLOW, PLACE, Journey, Place, Run, Step, place, step
-from harness.transport import Fetched, RequestHead, Stamps
+from harness.transport import Fetched, RequestHead, Stamps, Within
 
 if TYPE_CHECKING:
     from harness.swarm.dispatch import Arrival
@@ -48,7 +48,7 @@ class ModelUser(User):
         self._own_tasks = list(type(self).tasks)
         self._think = self.wait_time
         if self._own_tasks:
-            self.tasks = [ModelUser._journey]  # Locust runs this; it runs the scenario's tasks
+            self.tasks = [ModelUser._journeys]  # Locust runs this; it runs the scenario's tasks
         self.wait_time = lambda: 0  # type: ignore[method-assign]
 
     def start(self, group: Any) -> Any:
@@ -58,7 +58,7 @@ class ModelUser(User):
         context.run(PLACE.set, Place())
         return greenlet
 
-    @property
+    @cached_property
     def run_state(self) -> Run:
         """What this user shares with the others of its process."""
         run: Run = self.environment.harness
@@ -116,8 +116,13 @@ class ModelUser(User):
 
     # Below: how tasks become journeys and calls become samples
 
+    def _journeys(self) -> None:
+        """Run one task for each arrival until Locust stops this user."""
+        while self._state != LOCUST_STATE_STOPPING:
+            self._journey()
+
     def _journey(self) -> None:
-        """Wait for an arrival and run one task for it; Locust calls this again and again."""
+        """Wait for an arrival and run one task for it."""
         run = self.run_state
         assert run.dispatcher is not None
         name = type(self).__name__
@@ -149,12 +154,12 @@ class ModelUser(User):
         Returns whether every step succeeded. What a task raises is counted as a failure and goes no
         further, but for GreenletExit and KeyboardInterrupt.
         """
-        run = self.run_state
-        rng = Random(f"{run.seed} {arrival.number}")  # a fifth of what numpy's takes to make
+        stage, planned_ns, ready_ns = arrival.stage, arrival.planned_ns, arrival.ready_ns
+        journey = Journey(self.run_state, "", stage, planned_ns, ready_ns, arrival.number)
         if task is None:
-            task = rng.choice(self._own_tasks)
-        name = getattr(task, "__name__", str(task))
-        journey = Journey(run, name, arrival.stage, arrival.planned_ns, arrival.ready_ns, rng)
+            tasks = self._own_tasks
+            task = tasks[0] if len(tasks) == 1 else journey.rng.choice(tasks)
+        name = journey.task = getattr(task, "__name__", None) or str(task)
         token = PLACE.set(Place(journey))
         try:
             if isinstance(task, type) and issubclass(task, TaskSet):
@@ -185,19 +190,17 @@ class ModelUser(User):
     def _model_step(
         self, dialect: str, data: Mapping[str, Any], name: str, params: Mapping[str, Any]
     ) -> apis.Reply:
-        run = self.run_state
+        target = self.run_state.target
         api = apis.api(dialect)
-        journey = place().journey
         with step(name) as this:
+            journey = place().journey
             due_ns = journey.call(this.name) if journey else 0
-            target = run.target
             this.limit_ns = target.timeout_ns
-            body = api.body(data, target.model, {**target.params, **params})
             if isinstance(data, _InputData):
+                self.run_state.fed.add(dialect)
                 this.detail |= {"input": data.id, "category": data.category}
-            limit_s = target.timeout_ns / 1e9
-            late = httpx.ReadTimeout(f"no whole reply within {limit_s:g} s")
-            with gevent.Timeout(limit_s, late):
+            body = api.body(data, target.model, {**target.params, **params})
+            with Within(target.timeout_ns / 1e9):
                 fetched = self._fetch(api, json.dumps(body).encode())
             if journey is not None:
                 journey.sent(this.name, fetched.stamps, due_ns)
@@ -214,11 +217,7 @@ class ModelUser(User):
         if client is None or client.is_plain:
             return self.run_state.transport.fetch(self._head(api), body)
         request = build_request(client, self.run_state, api, body)
-        response = client.send(request, stream=True)
-        try:
-            return collect(response)
-        finally:
-            response.close()
+        return Fetched.of(client.send(request, stream=True))
 
     def _head(self, api: apis.Api) -> RequestHead:
         """Return what every request to this API begins with, as httpx words it."""
@@ -231,13 +230,12 @@ class ModelUser(User):
 
     def _note(self, this: Step, reply: apis.Reply, stamps: Stamps) -> None:
         """Put a reply's times and tokens into its step."""
-        this.detail |= {
-            "streamed": bool(reply.token_events),
-            "input_tokens": reply.input_tokens,
-            "output_tokens": reply.output_tokens,
-            "tokens_counted": reply.tokens_counted,
-            "finish": reply.finish_reason,
-        }
+        detail = this.detail
+        detail["streamed"] = bool(reply.token_events)
+        detail["input_tokens"] = reply.input_tokens
+        detail["output_tokens"] = reply.output_tokens
+        detail["tokens_counted"] = reply.tokens_counted
+        detail["finish"] = reply.finish_reason
         if reply.server_timings:
             this.detail["server_timings"] = dict(reply.server_timings)
         if reply.end_ns is None:
@@ -283,15 +281,16 @@ def _read_reply(fetched: Fetched, api: apis.Api, *, stream: bool) -> apis.Reply:
     end_ns = fetched.stamps.read_ns
     encoding = fetched.headers.get("content-encoding", "identity")
     pieces = fetched.pieces
-    cause = _cause(fetched.error)
+    streamed = stream and fetched.status == 200
+    cause = _cause(fetched.error, "truncated stream" if streamed else "truncated body")
     try:
         if encoding != "identity":
             pieces = decoded(pieces, encoding, whole=cause is None)
     except ProtocolViolation as error:
         return apis.Reply(failure=RequestFailed("invalid reply", str(error)), end_ns=end_ns)
-    if not stream or fetched.status != 200:
-        if fetched.error is not None:
-            raise fetched.error
+    if not streamed:
+        if cause is not None and fetched.status < 400:
+            raise cause
         body = b"".join(data for data, _ in pieces)
         return apis.read_json(api, fetched.status, fetched.headers, body, end_ns=end_ns)
     wrong = apis.stream_failure(fetched.headers)
@@ -307,9 +306,9 @@ def _read_reply(fetched: Fetched, api: apis.Api, *, stream: bool) -> apis.Reply:
     return reader.finish(end_ns, cause=cause)
 
 
-def _cause(error: Exception | None) -> RequestFailed | None:
-    """Return the kind of failure that broke a stream off."""
+def _cause(error: Exception | None, truncated: str) -> RequestFailed | None:
+    """Return the kind of failure that broke a reply off, `truncated` if nobody said that it did."""
     if error is None:
         return None
-    truncated = isinstance(error, httpx.RemoteProtocolError)
-    return RequestFailed("truncated stream" if truncated else "reset", str(error))
+    kind = truncated if isinstance(error, httpx.RemoteProtocolError) else "reset"
+    return RequestFailed(kind, str(error))

@@ -6,7 +6,6 @@ prints goes to stderr. When the parent is gone, the pipe says so and the worker 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -24,11 +23,14 @@ from gevent.os import nb_write, tp_read
 from locust.env import Environment
 from locust.util.load_locustfile import load_locustfile
 
+from harness import apis
 from harness.errors import HarnessError, RequestFailed, TargetError, UserError
+from harness.inputs import check_inputs
 from harness.plan import secrets
 from harness.recorder import Limits, Recorder
 from harness.swarm import frames
 from harness.swarm.dispatch import Arrival, Dispatcher
+from harness.swarm.pauses import quiet_collector
 from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
 from harness.transport.alarm import Alarm
@@ -77,9 +79,19 @@ class Worker:
         """Run every task of the scenario once, recording nothing; says what its steps met."""
         recorder, self._run.recorder = self._run.recorder, Recorder(Limits())
         try:
-            return tuple(probe for cls in self._classes.values() for probe in self._probe_all(cls))
+            probes = [probe for cls in self._classes.values() for probe in self._probe_all(cls)]
+            self._check_inputs()
+            return tuple(probes)
         finally:
             self._run.recorder, self._run.first_failure, self._run.retries = recorder, None, 0
+
+    def _check_inputs(self) -> None:
+        """Raise PlanError at the first input that a task may draw and cannot send."""
+        inputs, path = self._run.inputs, self._plan.inputs
+        if inputs is None or path is None:
+            return
+        for dialect in sorted(self._run.fed):
+            check_inputs(inputs, path, partial(apis.problem_of, apis.api(dialect)))
 
     def _probe_all(self, cls: type[ModelUser]) -> list[frames.Probe]:
         user = cls(self._environment)
@@ -130,6 +142,7 @@ class Worker:
         clock.stop()
         ticking.join()  # not killed: it may be in the middle of sending a frame
         clock.tick()
+        kernel = self._run.transport.kernel_clock
         self._send(
             frames.Done(
                 reports=clock.ticks,
@@ -137,6 +150,9 @@ class Worker:
                 first_failure=self._run.first_failure,
                 retries=self._run.retries,
                 clock=self.clock,
+                stamped=kernel.stamped if kernel else 0,
+                unstamped=kernel.unstamped if kernel else 0,
+                stepped_ns=tuple(kernel.stepped_ns) if kernel else (),
             )
         )
 
@@ -198,9 +214,7 @@ def main() -> None:
     except HarnessError as error:
         send(frames.Broken(message=str(error), code=error.exit_code))
         return
-    gc.collect()
-    gc.freeze()  # a full collection of what is loaded by now would stop the load for tens of ms
-    gc.set_threshold(50_000, 20, 1_000)  # and one of what comes later is all but never due
+    quiet_collector()
     send(frames.Ready(probes=probes, clock=worker.clock))
     start = receive()
     if not isinstance(start, frames.Start):

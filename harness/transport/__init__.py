@@ -10,29 +10,33 @@ sees it; the one that was idle for the shortest time is used first. One SSL cont
 
 from __future__ import annotations
 
-import ssl
+import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import gevent
 import httpx
 
-from harness.errors import UserError
-from harness.http1 import ProtocolViolation, ResponseReader
+from harness.http1 import Head, ProtocolViolation, ResponseReader
 from harness.transport.clock import KERNEL, USER, KernelClock
 from harness.transport.connection import Connection
 from harness.transport.poller import Poller
+from harness.transport.tls import client_context, refusal
 
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
+ANSWER = "harness.answer"  # in a request's extensions: its reply, which is already here
 WHOLE = "harness.whole"  # in a request's extensions: wake the caller when the reply is complete
 
 _MAX_BODY_BYTES = 256 << 20
 _STALE_WITHIN_NS = 250_000_000  # a busy generator sees a close late; a target drops later
 _PORTS = {"http": 80, "https": 443}
+_LENGTH = re.compile(rb"\r\ncontent-length: ([^\r]*)", re.IGNORECASE)
+_NO_TIMEOUTS: Mapping[str, float | None] = {}
+_NO_LIMIT = nullcontext()
 
 Origin = tuple[str, str, int]
 
@@ -55,22 +59,42 @@ class Stamps:
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """The head of requests that differ in their body alone, up to the value of Content-Length."""
+    """The head of requests that differ in their body alone, around the value of Content-Length.
+
+    `after_length` is None where there is no Content-Length, and so no body.
+    """
 
     origin: Origin
+    method: str
+    url: httpx.URL
+    fields: tuple[tuple[bytes, bytes], ...]
+    """All but Content-Length."""
     before_length: bytes
+    after_length: bytes | None
 
     @classmethod
     def of(cls, request: httpx.Request) -> RequestHead:
-        """Take the head over from a request that httpx has built."""
-        fields = [(n, v) for n, v in request.headers.raw if n.lower() != b"content-length"]
-        lines = [b"%b: %b\r\n" % field for field in fields]
-        start = b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.url.raw_path)
-        return cls(_origin(request.url), b"".join([start, *lines, b"Content-Length: "]))
+        """Take the head over from a request that httpx has built.
+
+        Raises httpx.LocalProtocolError for one that cannot be sent.
+        """
+        method, url, raw = request.method, request.url, request.headers.raw
+        fields = tuple((n, v) for n, v in raw if n.lower() != b"content-length")
+        head = _head(request)
+        length = _LENGTH.search(head)
+        if length is None:
+            return cls(_origin(url), method, url, fields, head, None)
+        before, after = head[: length.start(1)], head[length.end(1) :]
+        return cls(_origin(url), method, url, fields, before, after)
+
+    def with_body(self, body: bytes) -> bytes:
+        """Return the whole request."""
+        if self.after_length is None:
+            return self.before_length
+        return b"%b%d%b%b" % (self.before_length, len(body), self.after_length, body)
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A reply as it came: the body's pieces with their stamps, and what broke it off, if anything.
 
     Names of headers are in lower case; `error` is an exception of httpx.
@@ -81,19 +105,44 @@ class Fetched:
     pieces: list[tuple[bytes, int]]
     stamps: Stamps
     error: Exception | None
+    head: Head | None = None
+    """As it was sent; None where the reply came through httpx."""
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> Fetched:
+        """Read a response of httpx to its end, or to what breaks it off, and close it."""
+        stamps: Stamps = response.extensions[STAMPS]
+        pieces: list[tuple[bytes, int]] = []
+        error: Exception | None = None
+        try:  # `extend` keeps what came before an error
+            pieces.extend((piece, stamps.read_ns) for piece in response.iter_raw())
+        except httpx.HTTPError as found:
+            error = found
+        finally:
+            response.close()
+        return cls(response.status_code, response.headers, pieces, stamps, error)
 
 
 class Transport(httpx.BaseTransport):
     """HTTP/1.1 over kept connections; without a limit to their number.
 
-    `verify` is True (the system's trust), a file or folder of certificates, or False.
-    `kernel_stamps` False forces stamps in user space. Raises the exceptions of httpx.
+    `verify` is True (the system's trust), a file or folder of certificates, or False; `cert` and
+    its `key` are shown to servers that ask for a certificate. `kernel_stamps` False forces stamps
+    in user space. Raises the exceptions of httpx.
     """
 
-    def __init__(self, *, verify: bool | Path = True, kernel_stamps: bool = True) -> None:
-        self._ssl_context = _ssl_context(verify)
+    def __init__(
+        self,
+        *,
+        verify: bool | Path = True,
+        cert: Path | None = None,
+        key: Path | None = None,
+        kernel_stamps: bool = True,
+    ) -> None:
+        self._ssl_context = client_context(verify, cert, key)
         self.poller = Poller()
         self._clock = KernelClock() if kernel_stamps else None
+        self.poller.may_rest = lambda: self.clock == KERNEL
         self._idle: dict[Origin, list[Connection]] = {}
 
     @property
@@ -104,12 +153,20 @@ class Transport(httpx.BaseTransport):
             return USER
         return KERNEL
 
+    @property
+    def kernel_clock(self) -> KernelClock | None:
+        """What has counted stamped reads and steps of the clock; None where it is not asked."""
+        return self._clock
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; once more on a new connection when a kept one proves dead unanswered."""
+        answer: httpx.Response | None = request.extensions.pop(ANSWER, None)
+        if answer is not None:
+            return answer
         origin = _origin(request.url)
         timeouts = request.extensions.get("timeout", {})
         whole = bool(request.extensions.get(WHOLE))
-        data = _encode(request)
+        data = wire_bytes(request)
         connection, stamps = self._round(origin, request.method, data, timeouts, whole=whole)
         assert connection.reader is not None
         head = connection.reader.head
@@ -126,28 +183,36 @@ class Transport(httpx.BaseTransport):
         )
 
     def fetch(self, head: RequestHead, body: bytes) -> Fetched:
-        """Post a body and return the whole reply; the short way for requests that are all alike.
+        """Send a body and return the whole reply; the short way for requests that are all alike.
 
         What breaks the reply off after its head is returned with it, what comes before is raised.
         """
-        data = b"%b%d\r\n\r\n%b" % (head.before_length, len(body), body)
-        connection, stamps = self._round(head.origin, "POST", data, {}, whole=True)
+        return self.fetch_straight(head, body, _NO_TIMEOUTS)
+
+    def keeps(self, origin: Origin) -> bool:
+        """Tell whether there is an idle connection to go straight there."""
+        return bool(self._idle.get(origin))
+
+    def fetch_straight(
+        self, head: RequestHead, body: bytes, timeouts: Mapping[str, float | None]
+    ) -> Fetched:
+        """Do as `fetch` does, with httpx's timeouts to connect and to write; past any proxy."""
+        data = head.with_body(body)
+        connection, stamps = self._round(head.origin, head.method, data, timeouts, whole=True)
         reader = connection.reader
         assert reader is not None
-        assert reader.head is not None
+        found = reader.head
+        assert found is not None
         error: Exception | None = None
         if not reader.complete:
             try:
                 _wait_whole(connection, strict=True)
-            except httpx.TransportError as found:
-                error = found
+            except httpx.TransportError as broken:
+                error = broken
         stamps.read_ns = reader.end_t_ns or time.monotonic_ns()
         self.give_back(head.origin, connection)
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in reader.head.headers
-        }
-        return Fetched(reader.head.status, headers, reader.take(), stamps, error)
+        headers = _Decoded(found.by_name)
+        return Fetched(found.status, headers, reader.take(), stamps, error, found)
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -165,7 +230,13 @@ class Transport(httpx.BaseTransport):
             connection.close()
 
     def _round(
-        self, origin: Origin, method: str, data: bytes, timeouts: dict[str, Any], *, whole: bool
+        self,
+        origin: Origin,
+        method: str,
+        data: bytes,
+        timeouts: Mapping[str, float | None],
+        *,
+        whole: bool,
     ) -> tuple[Connection, Stamps]:
         """Send a request, if need be a second time, and wait for the head, or for all of it."""
         connection, kept = self._checkout(origin, timeouts.get("connect"))
@@ -203,7 +274,7 @@ class Transport(httpx.BaseTransport):
             with gevent.Timeout(timeout_s, httpx.ConnectTimeout("timed out")):
                 connection.open(host, port, tls=self._ssl_context if scheme == "https" else None)
         except (OSError, UnicodeError) as error:  # the latter from a name that cannot be one
-            raise httpx.ConnectError(str(error)) from error
+            raise httpx.ConnectError(refusal(error) or str(error)) from error
         return connection, False
 
     def _exchange(
@@ -211,22 +282,22 @@ class Transport(httpx.BaseTransport):
         connection: Connection,
         method: str,
         data: bytes,
-        timeouts: dict[str, Any],
+        timeouts: Mapping[str, float | None],
         *,
         whole: bool,
     ) -> None:
         """Send and wait for the head, or all; closes the connection when that fails."""
+        reader = ResponseReader(method=method, max_body_bytes=_MAX_BODY_BYTES)
         try:
-            with (
-                gevent.Timeout(timeouts.get("write"), httpx.WriteTimeout("timed out")),
-                _as_httpx(httpx.WriteError),
-            ):
-                connection.send(data, ResponseReader(method=method, max_body_bytes=_MAX_BODY_BYTES))
+            with _limit(timeouts.get("write"), httpx.WriteTimeout):
+                try:
+                    connection.send(data, reader)
+                except (ProtocolViolation, OSError) as error:
+                    raise _as_httpx(error, httpx.WriteError) from error
             if whole:
                 _wait_whole(connection)
             else:
-                with _read_limit(timeouts.get("read")):
-                    connection.wait_head()
+                _wait_live(connection.wait_head, timeouts.get("read"))
         except BaseException:
             connection.close()
             raise
@@ -262,8 +333,7 @@ class _Body(httpx.SyncByteStream):
             if reader.complete:
                 stamps.read_ns = reader.end_t_ns or stamps.read_ns
                 return
-            with _read_limit(self._timeout_s):
-                connection.wait_piece()
+            _wait_live(connection.wait_piece, self._timeout_s)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -271,15 +341,61 @@ class _Body(httpx.SyncByteStream):
             self._transport.give_back(self._origin, connection)
 
 
+class _Decoded(Mapping[str, str]):
+    """Headers as text, each decoded when it is asked for."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+class Within:
+    """Raises httpx.ReadTimeout when what is inside takes over `limit_s`, None for no limit."""
+
+    __slots__ = ("_limit_s", "_timeout")
+
+    def __init__(self, limit_s: float | None) -> None:
+        self._limit_s = limit_s
+        self._timeout = gevent.Timeout(limit_s)
+
+    def __enter__(self) -> None:
+        self._timeout.start()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        self._timeout.close()
+        if error is self._timeout:
+            raise httpx.ReadTimeout(f"no whole reply within {self._limit_s:g} s") from None
+
+
 def _wait_whole(connection: Connection, *, strict: bool = False) -> None:
     """Wait for the end of the reply. What breaks off after the head is left for the body to raise,
     unless `strict`."""
-    with _as_httpx(httpx.ReadError):
+    try:
+        connection.wait_whole()
+    except (ProtocolViolation, OSError) as error:
+        if strict or connection.reader is None or connection.reader.head is None:
+            raise _as_httpx(error, httpx.ReadError) from error
+
+
+def _wait_live(wait: Callable[[], None], timeout_s: float | None) -> None:
+    """Wait for the next thing to read."""
+    with _limit(timeout_s, httpx.ReadTimeout):
         try:
-            connection.wait_whole()
-        except (ProtocolViolation, OSError):
-            if strict or connection.reader is None or connection.reader.head is None:
-                raise
+            wait()
+        except (ProtocolViolation, OSError) as error:
+            raise _as_httpx(error, httpx.ReadError) from error
 
 
 def _origin(url: httpx.URL) -> Origin:
@@ -289,17 +405,20 @@ def _origin(url: httpx.URL) -> Origin:
     return scheme, url.host, url.port or _PORTS[scheme]
 
 
-def _encode(request: httpx.Request) -> bytes:
-    """Return the request as it goes over the wire."""
-    target = request.url.raw_path
-    lines = [request.method.encode("ascii"), b" ", target, b" HTTP/1.1\r\n"]
-    chunked = False
-    for name, value in request.headers.raw:
-        lines += (name, b": ", value, b"\r\n")
-        chunked |= name.lower() == b"transfer-encoding"
-    lines.append(b"\r\n")
-    if b"".join(lines).count(b"\n") != len(request.headers.raw) + 2:
+def _head(request: httpx.Request) -> bytes:
+    """Return the request up to its body, as it goes over the wire."""
+    fields = request.headers.raw
+    start = b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.url.raw_path)
+    head = b"".join([start, *(b"%b: %b\r\n" % field for field in fields), b"\r\n"])
+    if head.count(b"\n") != len(fields) + 2:
         raise httpx.LocalProtocolError("a header holds a line break")
+    return head
+
+
+def wire_bytes(request: httpx.Request) -> bytes:
+    """Return the request as it goes over the wire."""
+    lines = [_head(request)]
+    chunked = "transfer-encoding" in request.headers
     assert isinstance(request.stream, httpx.SyncByteStream)
     for part in request.stream:
         if chunked and part:
@@ -322,37 +441,20 @@ def _was_stale(connection: Connection) -> bool:
     return not answered and time.monotonic_ns() - connection.sent_ns < _STALE_WITHIN_NS
 
 
-def _ssl_context(verify: bool | Path) -> ssl.SSLContext:
-    if isinstance(verify, Path):
-        folder = verify.is_dir()
-        try:
-            return ssl.create_default_context(
-                cafile=None if folder else str(verify), capath=str(verify) if folder else None
-            )
-        except OSError as error:
-            raise UserError(f"verify: {verify} holds no usable certificates ({error})") from error
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+def _as_httpx(
+    error: ProtocolViolation | OSError, kind: type[httpx.NetworkError]
+) -> httpx.TransportError:
+    """Return httpx's exception for one of the connection's; `kind` is what an OSError becomes."""
+    if isinstance(error, ProtocolViolation):
+        return httpx.RemoteProtocolError(str(error))
+    refused = refusal(error)
+    return kind(str(error)) if refused is None else httpx.ConnectError(refused)
 
 
-@contextmanager
-def _as_httpx(kind: type[httpx.NetworkError]) -> Iterator[None]:
-    """Raise httpx's exceptions in place of the connection's."""
-    try:
-        yield
-    except ProtocolViolation as error:
-        raise httpx.RemoteProtocolError(str(error)) from error
-    except OSError as error:
-        raise kind(str(error)) from error
-
-
-@contextmanager
-def _read_limit(timeout_s: float | None) -> Iterator[None]:
-    with (
-        gevent.Timeout(timeout_s, httpx.ReadTimeout("timed out")),
-        _as_httpx(httpx.ReadError),
-    ):
-        yield
+def _limit(
+    timeout_s: float | None, late: type[httpx.TimeoutException]
+) -> AbstractContextManager[object]:
+    if timeout_s is None:
+        return _NO_LIMIT
+    limit: AbstractContextManager[object] = gevent.Timeout(timeout_s, late("timed out"))
+    return limit

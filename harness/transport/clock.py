@@ -31,17 +31,23 @@ USER = "monotonic, user space, after the socket read"
 class KernelClock:
     """Turns the kernel's stamps into monotonic ns.
 
-    `steps` counts jumps of the wall clock, `stamped` and `unstamped` the reads with a stamp of the
-    kernel's and without.
+    `stepped_ns` are the times at which jumps of the wall clock were noticed, `stamped` and
+    `unstamped` count the reads with a stamp of the kernel's and without.
     """
 
-    __slots__ = ("_offset_ns", "_sampled_ns", "stamped", "steps", "unstamped")
+    __slots__ = ("_offset_ns", "_sampled_ns", "stamped", "stepped_ns", "unstamped")
 
     def __init__(self) -> None:
         _keep_stamping()
-        self.steps = self.stamped = self.unstamped = 0
+        self.stamped = self.unstamped = 0
+        self.stepped_ns: list[int] = []
         self._offset_ns = _offset_ns()
         self._sampled_ns = time.monotonic_ns()
+
+    @property
+    def steps(self) -> int:
+        """How often the wall clock has jumped, as far as was noticed."""
+        return len(self.stepped_ns)
 
     def stamp(self, ancillary: Sequence[tuple[int, int, bytes]], now_ns: int, since_ns: int) -> int:
         """Return when what a `recvmsg` returned came in, monotonic ns.
@@ -67,7 +73,8 @@ class KernelClock:
 
     def _sample(self, now_ns: int) -> None:
         offset_ns = _offset_ns()
-        self.steps += abs(offset_ns - self._offset_ns) > _STEP_NS
+        if abs(offset_ns - self._offset_ns) > _STEP_NS:
+            self.stepped_ns.append(now_ns)
         self._offset_ns, self._sampled_ns = offset_ns, now_ns
 
 

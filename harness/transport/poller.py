@@ -3,11 +3,16 @@
 A watcher of its own for each socket costs a callback, a switch and a system call per read; here the
 hub is called once for all sockets that are ready. Where there is no epoll (macOS), each has a
 watcher after all.
+
+To wake up costs more than to read. Where the kernel stamps what comes in, reading can wait: while
+more comes in than one event per `_REST_NS` and no greenlet has to be woken, the process rests that
+long between two turns, as network cards do that moderate their interrupts.
 """
 
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +22,12 @@ from gevent import monkey
 READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT
 _GEVENT_READ, _GEVENT_WRITE = 1, 2
 _BATCH = 1024
+_REST_NS = 250_000
+_NEVER_NS = 1 << 63
 
 Handler = Callable[[], None]
+
+_sleep = monkey.get_original("time", "sleep")
 
 
 def _epoll() -> Any:
@@ -37,9 +46,15 @@ class Poller:
     """
 
     def __init__(self) -> None:
+        self.may_rest: Callable[[], bool] = lambda: False
+        """Tells whether reading late does no harm."""
+        self.rest_until_ns = _NEVER_NS
+        """No rest goes beyond this time of the monotonic clock."""
         self._hub = gevent.get_hub()
         self._handlers: dict[int, Handler] = {}
         self._epoll = _epoll()
+        self._free_ns = 0  # when the turn before this one was over, its rest included
+        self._woke = False
         self._watchers: dict[int, Any] = {}
         if self._epoll is not None:
             self._watcher = self._hub.loop.io(self._epoll.fileno(), _GEVENT_READ)
@@ -77,9 +92,23 @@ class Poller:
 
     def soon(self, call: Callable[..., object], *args: object) -> None:
         """Call something from the hub after the sockets that are ready now have been read."""
+        self._woke = True
         self._hub.loop.run_callback(call, *args)
 
     def _turn(self) -> None:
+        began_ns = time.monotonic_ns()
+        self._woke = False
+        self._call_ready()
+        if not self._woke and began_ns - self._free_ns < _REST_NS and self.may_rest():
+            self._rest()
+        self._free_ns = time.monotonic_ns()
+
+    def _rest(self) -> None:
+        rest_ns = min(_REST_NS, self.rest_until_ns - time.monotonic_ns())
+        if rest_ns > _REST_NS // 2:  # a shorter one costs more than it saves
+            _sleep(rest_ns / 1e9)
+
+    def _call_ready(self) -> None:
         handlers = self._handlers
         for fd, handler in [(fd, handlers.get(fd)) for fd, _ in self._epoll.poll(0, _BATCH)]:
             if handler is not None and handlers.get(fd) is handler:  # not removed by one before it

@@ -42,9 +42,12 @@ WORST_FIRST = list(Outcome)
 class BudgetVerdict:
     """One budget in one stage. Values are in the limit's own unit (ns, tokens, share, per second).
 
-    `low` and `high` end the interval of the observed statistic, each at the budget's confidence;
+    `observed` is None where there are too few samples to show it, though they may decide the
+    budget. `low` and `high` end the interval of the statistic, each at the budget's confidence;
     None where the sample cannot give an end. `over` of `allowed` samples were beyond the limit.
     `used` is the share of the limit used; of a lower limit, the share of the allowed loss.
+    `effective_n` is how many independent samples would say as much, where dependence was measured;
+    `vif` the variance inflation behind it.
     """
 
     budget: Budget
@@ -58,13 +61,15 @@ class BudgetVerdict:
     allowed: int | None = None
     used: float | None = None
     reason: str | None = None
+    effective_n: float | None = None
+    vif: float = 1.0
 
     @property
     def sentence(self) -> str:
         """What a manager reads."""
         budget, where = self.budget, f"in {self.stage}"
         if self.observed is None or self.used is None:
-            return f"{budget.subject} was not measured {where}: {self.reason}."
+            return f"{budget.subject} {self._unseen(where)}."
         value = format_value(budget, self.observed)
         limit = format_limit(budget)
         if self.outcome in (Outcome.INVALID, Outcome.NO_DATA):
@@ -78,20 +83,33 @@ class BudgetVerdict:
             )
         return f"{budget.subject} was {value} {where}, must be at least {limit}."
 
+    def _unseen(self, where: str) -> str:
+        """Say what a budget came to without an observed value."""
+        if self.outcome in (Outcome.INVALID, Outcome.NO_DATA) or self.over is None:
+            return f"was not measured {where}: {self.reason}"
+        if self.outcome is Outcome.INCONCLUSIVE:
+            return f"cannot be told {where}: {self.reason}"
+        verb = "breaks" if self.outcome is Outcome.FAIL else "keeps"
+        counts = f"{format_count(self.over)} of {format_count(self.n)} samples"
+        return f"{verb} its {format_limit(self.budget)} limit {where}: {counts} were beyond it"
+
     @property
     def evidence(self) -> str:
         """What an engineer checks."""
         budget = self.budget
         parts = [f"{self.outcome} {budget.text}"]
-        if self.observed is not None:
+        if self.n:
             percent = format_share(budget.confidence)
             ends = [
                 "?" if end is None else format_value(budget, end) for end in (self.low, self.high)
             ]
-            parts[0] += f": observed {format_value(budget, self.observed)}"
+            if self.observed is not None:
+                parts[0] += f": observed {format_value(budget, self.observed)}"
             if self.low is not None or self.high is not None:
                 parts.append(f"at {percent} between {ends[0]} and {ends[1]}")
-            parts.append(f"n={format_count(self.n)}")
+            few = self.effective_n is not None and round(self.effective_n) < self.n
+            effective = f" (effective {format_count(round(self.effective_n or 0))})" if few else ""
+            parts.append(f"n={format_count(self.n)}{effective}")
         if self.over is not None and self.allowed is not None:
             parts.append(
                 f"{format_count(self.over)} beyond the limit, {format_count(self.allowed)} allowed"
@@ -136,3 +154,22 @@ def format_value(budget: Budget, value: float) -> str:
 def format_limit(budget: Budget) -> str:
     """Write the limit as it was declared, with a space before the unit."""
     return format_value(budget, budget.limit)
+
+
+def outcome_of(passes: bool, fails: bool) -> Outcome:
+    """Return what a budget comes to that is shown to hold, shown to be broken, or neither."""
+    if passes:
+        return Outcome.PASS
+    return Outcome.FAIL if fails else Outcome.INCONCLUSIVE
+
+
+def used_share(budget: Budget, observed: float | None) -> float | None:
+    """Return the share of the limit that was used; of a lower limit, of the allowed loss."""
+    if observed is None:
+        return None
+    if budget.upper:
+        return observed / budget.limit if budget.limit else (0.0 if not observed else float("inf"))
+    if budget.kind == "share":
+        loss = 1 - budget.limit
+        return (1 - observed) / loss if loss else (0.0 if observed == 1 else float("inf"))
+    return budget.limit / observed if observed else float("inf")

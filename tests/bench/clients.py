@@ -93,14 +93,18 @@ def pss_mb() -> float:
     raise RuntimeError("/proc/self/smaps_rollup has no Pss")
 
 
+def _freeze() -> None:
+    """Spare a client whose tool leaves the collector alone one of what was imported."""
+    gc.collect()
+    gc.freeze()
+
+
 # Streams: what the stamps of tokens are worth, and what an event costs
 
 
 def _in_greenlets(schedule: Schedule, one: Callable[[int], None]) -> Result:
     import gevent
 
-    gc.collect()
-    gc.freeze()
     running = [gevent.spawn_later(schedule.until_mark_s(), schedule.mark)]
     for index in range(schedule.streams):
         running.append(gevent.spawn(one, index))
@@ -114,6 +118,7 @@ def streams_harness(options: Options) -> Result:
     import httpx
 
     from harness import apis
+    from harness.swarm.pauses import quiet_collector
     from harness.transport import STAMPS, WHOLE, Transport
 
     cert = options.get("cert")
@@ -144,6 +149,7 @@ def streams_harness(options: Options) -> Result:
         schedule.stamps[f"r{index}"] = [t_ns for t_ns, _ in reply.token_events]
         schedule.merged = (schedule.merged or 0) + reply.merged
 
+    quiet_collector()
     schedule = Schedule(options)
     return _in_greenlets(schedule, one)
 
@@ -169,6 +175,7 @@ def streams_httpx(options: Options) -> Result:
             events.extend((now(), line.encode()) for line in response.iter_lines() if line)
         schedule.events[f"r{index}"] = events
 
+    _freeze()
     schedule = Schedule(options)
     return _in_greenlets(schedule, one)
 
@@ -191,6 +198,7 @@ def streams_fasthttp(options: Options) -> Result:
             events.append((now(), bytes(event)))
         schedule.events[f"r{index}"] = events
 
+    _freeze()
     schedule = Schedule(options)
     return _in_greenlets(schedule, one)
 
@@ -225,9 +233,8 @@ def streams_aiohttp(options: Options) -> Result:
                 await asyncio.sleep(0.0003)
             await asyncio.gather(*running)
 
+    _freeze()
     schedule = Schedule(options)
-    gc.collect()
-    gc.freeze()
     uvloop.run(everything())
     return schedule.result()
 
@@ -278,6 +285,7 @@ def _work(
     from harness.plan import load_plan
     from harness.recorder import Report
     from harness.swarm import frames
+    from harness.swarm.pauses import quiet_collector
     from harness.swarm.worker import Worker
 
     folder = Path(options["folder"])
@@ -304,8 +312,7 @@ def _work(
     worker._run.on_step = on_step
     if on_take is not None:
         _tell(worker._dispatcher, on_take)
-    gc.collect()
-    gc.freeze()
+    quiet_collector()
     cpu_s = time.process_time()
     worker.load(time.monotonic_ns() + S // 5)
     cpu_s = time.process_time() - cpu_s
@@ -432,8 +439,7 @@ def _locust(options: Options, user: type[Any]) -> tuple[Callable[[], None], Call
 
     def run() -> Result:
         nonlocal until_ns
-        gc.collect()
-        gc.freeze()
+        _freeze()
         cpu_s = time.process_time()
         until_ns = time.monotonic_ns() + int(options["seconds"] * S)
         users = runner.spawn_users({user.__name__: options["users"]})
@@ -522,6 +528,48 @@ def record_hdrh(options: Options) -> Result:
     return {"ns": (time.perf_counter_ns() - began) / len(values)}
 
 
+# What is computed of saved runs
+
+
+def hour_saved(options: Options) -> Result:
+    """Write an hour-long run for the others to read."""
+    import hour
+
+    hour.save(Path(options["run"]), seed=options["seed"])
+    return {}
+
+
+def hour_judged(options: Options) -> Result:
+    """Read a run and judge all its budgets."""
+    import hour
+
+    from harness.recorder import load_recording
+    from harness.verdict import judge
+
+    budgets, began_s = hour.budgets(), time.process_time()
+    recording = load_recording(Path(options["runs"][0]))
+    read_s = time.process_time()
+    judged = judge(recording, budgets).budgets
+    if not all(one.n for one in judged):
+        raise RuntimeError("a budget was judged without samples")
+    return {"read_s": read_s - began_s, "cpu_s": time.process_time() - began_s}
+
+
+def hour_compared(options: Options) -> Result:
+    """Read two runs and compare them as `harness compare BASE CANDIDATE --limit 5%` does."""
+    from harness.compare import compare, regressions
+    from harness.recorder import load_recording
+    from harness.verdict.regression import Pair
+
+    began_s = time.process_time()
+    pair = Pair(*(load_recording(Path(run)) for run in options["runs"]))
+    read_s = time.process_time()
+    found = compare(pair, regressions(pair, options["limit"], ()))
+    if found.forbids or not found.rows:
+        raise RuntimeError(f"the runs could not be compared: {found.sentence}")
+    return {"read_s": read_s - began_s, "cpu_s": time.process_time() - began_s}
+
+
 CLIENTS: dict[str, Callable[[Options], Result]] = {
     client.__name__: client
     for client in (
@@ -537,6 +585,9 @@ CLIENTS: dict[str, Callable[[Options], Result]] = {
         arrivals_harness,
         record_harness,
         record_hdrh,
+        hour_saved,
+        hour_judged,
+        hour_compared,
     )
 }
 

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import peers
 import truth
+import usage
 
 HERE = Path(__file__).resolve().parent
 OTHER_PYTHON = HERE.parents[1] / ".bench" / "venv" / "bin" / "python"  # aiohttp and uvloop alone
 _CLIENT_TIMEOUT_S = 180
+_PEER_TIMEOUT_S = 150
 
 Values = dict[str, float]
+
+
+class NotInstalled(Exception):
+    """A peer is not there; the text says why."""
 
 
 class Cores(NamedTuple):
@@ -35,11 +43,15 @@ class Cores(NamedTuple):
 
 
 def run_client(name: str, cores: Cores, folder: Path, **options: Any) -> dict[str, Any]:
-    """Run a client to its end; returns what it found. RuntimeError when it failed."""
+    """Run a client to its end; returns what it found, and its CPU seconds from start to end.
+
+    RuntimeError when it failed.
+    """
     python = OTHER_PYTHON if name == "streams_aiohttp" else Path(sys.executable)
     out = folder / "result.json"
     words = [str(python), str(HERE / "clients.py"), name]
     given = {**options, "cpu": cores.client, "folder": str(folder)}
+    before_s = _ended_children_cpu_s()
     try:
         done = subprocess.run(
             [*words, json.dumps(given), str(out)],
@@ -54,7 +66,13 @@ def run_client(name: str, cores: Cores, folder: Path, **options: Any) -> dict[st
     if done.returncode != 0:
         said = done.stdout.decode(errors="replace").strip().splitlines()[-12:]
         raise RuntimeError(f"{name} ended with code {done.returncode}: " + "\n".join(said))
-    return json.loads(out.read_bytes())
+    spent_s = _ended_children_cpu_s() - before_s
+    return {**json.loads(out.read_bytes()), "total_cpu_s": spent_s}
+
+
+def _ended_children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextlib.contextmanager
@@ -86,6 +104,9 @@ def _certificate(folder: Path) -> tuple[str, str]:
 # What is measured; each function is one repeat with one client
 
 
+GAP_US = 20_000  # between the tokens of a stream
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Streams, each with a token every 20 ms."""
@@ -93,7 +114,7 @@ class Load:
     events_per_s: int
     seconds: float = 3
     lead_s: float = 1
-    gap_us: int = 20_000
+    gap_us: int = GAP_US
 
     @property
     def options(self) -> dict[str, float]:
@@ -164,15 +185,15 @@ def _errors(found: dict[str, Any], kept: truth.Truth, load: Load, *, in_time: bo
 
 
 REPLIES = {"users": 100, "seconds": 19.5}
+_REPLY = {"ttft_us": 50_000, "gap_us": GAP_US, "tokens": 100}
 
 
 def replies(client: str, cores: Cores) -> Values:
     """Times of replies in ms, as reported minus as written by the server; CPU s per 1,000."""
     with _scratch() as folder:
         dump = folder / "truth.bin"
-        server = {"ttft_us": 50_000, "gap_us": 20_000, "tokens": 100}
         load = f"{{ name: steady, concurrency: {REPLIES['users']}, for: {REPLIES['seconds']}s }}"
-        with truth.running(cpu=cores.server, dump=dump, **server) as url:
+        with truth.running(cpu=cores.server, dump=dump, **_REPLY) as url:
             found = run_client(client, cores, folder, url=url, load=load, **REPLIES)
         kept = truth.read_truth(dump)
     matched = (_by_end if client.endswith("harness") else _by_name)(found["rows"], kept)
@@ -180,13 +201,78 @@ def replies(client: str, cores: Cores) -> Values:
     values = {
         "replies": n,
         "cpu_s": found["cpu_s"] * 1000 / n,
+        "around_s": found["total_cpu_s"] - found["cpu_s"],
         "pss_mb": found["pss_mb"],
+        "by_kernel_percent": _by_kernel_percent(kept.values()),
     }
-    for name, errors in matched.items():
-        values[f"{name}_p50"], values[f"{name}_p99"] = np.quantile(errors, (0.5, 0.99)) / 1e6
     if found.get("token_events"):
         values["merged_percent"] = 100 * found["merged"] / found["token_events"]
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value) for name, value in values.items()} | _in_ms(matched)
+
+
+def _in_ms(matched: dict[str, np.ndarray]) -> Values:
+    """p50 and p99 of errors in ns."""
+    values = {}
+    for name, errors in matched.items():
+        p50, p99 = np.quantile(errors, (0.5, 0.99)) / 1e6
+        values |= {f"{name}_p50": float(p50), f"{name}_p99": float(p99)}
+    return values
+
+
+WARM = 100  # replies of a peer that are not counted: its first of each user
+
+
+def peer_replies(peer: peers.Peer, cores: Cores) -> Values:
+    """Do the same load with another tool; its first replies are left out. NotInstalled without it.
+
+    Its CPU counts from the first request that is counted to the end of the last reply.
+    """
+    if peer.missing is not None:
+        raise NotInstalled(peer.missing)
+    with _scratch() as folder:
+        dump = folder / "truth.bin"
+        with truth.running(cpu=cores.server, dump=dump, **_REPLY) as url:
+            work = peers.Work(url=url, folder=folder, users=REPLIES["users"], requests=1_000 + WARM)
+            work.prepare()
+            used = usage.run(
+                peer.command(work),
+                core=cores.client,
+                folder=folder,
+                env=peers.environment(folder),
+                timeout_s=_PEER_TIMEOUT_S,
+            )
+        counted = _counted(truth.read_truth(dump), work.requests)
+        matched = _by_id(peer.read(folder), counted, peer.last_write)
+    began_ns, ended_ns = counted[0].received_ns, max(int(one.before_ns[-1]) for one in counted)
+    cpu_s = used.cpu_s(began_ns, ended_ns)
+    return {
+        "replies": len(counted),
+        "cpu_s": cpu_s * 1000 / len(counted),
+        "around_s": used.total_cpu_s - cpu_s,
+        "pss_mb": used.pss_mb(ended_ns),
+        "by_kernel_percent": _by_kernel_percent(counted),
+    } | _in_ms(matched)
+
+
+def _counted(kept: truth.Truth, requests: int) -> list[truth.Reply]:
+    """Return the streams in the order of their requests, without the first."""
+    streams = [reply for reply in kept.values() if reply.streamed and reply.ended == "complete"]
+    if len(streams) != requests:
+        raise RuntimeError(f"{len(streams)} replies of {requests} were written to their end")
+    return sorted(streams, key=lambda reply: reply.received_ns)[WARM:]
+
+
+def _by_id(
+    reported: peers.Reported, counted: list[truth.Reply], last_write: int
+) -> dict[str, np.ndarray]:
+    lost = sum(reply.id not in reported for reply in counted)
+    if lost:
+        raise RuntimeError(f"{lost} replies of {len(counted)} were not reported")
+    pairs = [
+        (reported[reply.id][0] - _ttft(reply), reported[reply.id][1] - _e2e(reply, last_write))
+        for reply in counted
+    ]
+    return dict(zip(("ttft", "e2e"), np.array(pairs).T, strict=True))
 
 
 def _by_name(rows: list[list[Any]], kept: truth.Truth) -> dict[str, np.ndarray]:
@@ -214,12 +300,17 @@ def _by_end(rows: list[list[int]], kept: truth.Truth) -> dict[str, np.ndarray]:
     return dict(zip(names, np.array(pairs).T, strict=True))
 
 
+def _by_kernel_percent(written: Collection[truth.Reply]) -> float:
+    """Return how many of the requests have the kernel's stamp of their last byte."""
+    return 100 * sum(reply.by_kernel for reply in written) / len(written)
+
+
 def _ttft(reply: truth.Reply) -> int:
     return int(reply.before_ns[reply.tokens][0]) - reply.received_ns
 
 
-def _e2e(reply: truth.Reply) -> int:
-    return int(reply.before_ns[-1]) - reply.received_ns
+def _e2e(reply: truth.Reply, last_write: int = -1) -> int:
+    return int(reply.before_ns[last_write]) - reply.received_ns
 
 
 def short_requests(client: str, cores: Cores, *, call: str | None = None) -> Values:
@@ -252,6 +343,26 @@ def recorder(client: str, cores: Cores) -> Values:
         return run_client(client, cores, folder, samples=10_000_000)
 
 
+@cache
+def _two_hours(cores: Cores) -> tempfile.TemporaryDirectory[str]:
+    """Save two hour-long runs, once for all repeats; gone when this process ends."""
+    kept = tempfile.TemporaryDirectory(prefix="bench-")
+    for name, seed in _RUNS.items():
+        with _scratch() as folder:
+            run_client("hour_saved", cores, folder, run=str(Path(kept.name) / name), seed=seed)
+    return kept
+
+
+_RUNS = {"base": 1, "candidate": 2}
+
+
+def saved(client: str, cores: Cores, **how: str) -> Values:
+    """CPU seconds of what is computed of hour-long runs, reading them included."""
+    runs = [str(Path(_two_hours(cores).name) / name) for name in _RUNS]
+    with _scratch() as folder:
+        return run_client(client, cores, folder, runs=runs, **how)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One table: what is run with each client, by the client's name in the table."""
@@ -262,6 +373,8 @@ class Measurement:
     """Headings of the values shown."""
     ratios: Mapping[str, str] = field(default_factory=dict)
     """Headings of values shown as multiples of the first client's."""
+    once: frozenset[str] = frozenset()
+    """Clients that are run in the first repeat alone."""
 
 
 _STAMPS = {"p50": "p50 µs", "p99": "p99 µs", "p99.9": "p99.9 µs", "max": "max µs"}
@@ -269,7 +382,11 @@ _TIMES = {"p99": "p99 ÷ harness's"}
 _TIMES_CPU = {**_TIMES, "cpu_us": "CPU ÷ harness's"}
 _EVENTS = {**_STAMPS, "merged_percent": "merged %", "cpu_us": "CPU µs/event"}
 HARNESS, HTTPX, FAST, AIO = "harness", "httpx", "FastHttpUser", "aiohttp + uvloop"
+AIPERF, AIPERF_USAGE, GUIDELLM = (
+    one.title for one in (peers.AIPERF, peers.AIPERF_USAGE, peers.GUIDELLM)
+)
 BY_CLIENT, BY_CALL = "harness, `self.client`", "harness, `self.predict`"
+VERDICT, COMPARE = "verdict", "compare of two, every p99 limited to 5 % more"
 HTTPX_ALONE = "httpx alone: no Locust, no network"
 USER_CLOCK = "harness, stamps in user space"
 _MANY = partial(Load, seconds=2, lead_s=4)
@@ -341,7 +458,11 @@ MEASUREMENTS = {
         clients={
             HARNESS: partial(replies, "replies_harness"),
             FAST: partial(replies, "replies_fasthttp"),
+            AIPERF: partial(peer_replies, peers.AIPERF),
+            AIPERF_USAGE: partial(peer_replies, peers.AIPERF_USAGE),
+            GUIDELLM: partial(peer_replies, peers.GUIDELLM),
         },
+        once=frozenset({AIPERF, AIPERF_USAGE, GUIDELLM}),
         columns={
             "ttft_p50": "TTFT p50 ms",
             "ttft_p99": "TTFT p99 ms",
@@ -351,6 +472,7 @@ MEASUREMENTS = {
             "planned_e2e_p99": "E2E from plan p99 ms",
             "merged_percent": "merged %",
             "cpu_s": "CPU s",
+            "around_s": "CPU s before and after",
             "pss_mb": "memory MB",
         },
         ratios={"cpu_s": "CPU ÷ harness's"},
@@ -392,5 +514,13 @@ MEASUREMENTS = {
             "late_mb": "MB after 10 M",
         },
         ratios={"ns": "÷ harness's"},
+    ),
+    "hour": Measurement(
+        title="Saved runs of an hour: 10 steps at 20/s each, 50 budgets, 3,600 intervals",
+        clients={
+            VERDICT: partial(saved, "hour_judged"),
+            COMPARE: partial(saved, "hour_compared", limit="5%"),
+        },
+        columns={"cpu_s": "CPU s", "read_s": "of that reading, CPU s"},
     ),
 }

@@ -3,8 +3,9 @@
     python tests/bench/run.py [NAME ...]     without names: everything, and docs/benchmarks.md
 
 The exact server (`truth.c`) has one core, the client (`clients.py`) another; every client is a
-process of its own and is run three times, in turn with the others. A missed goal is a line in the
-table; the command fails only when something could not be measured.
+process of its own and is run three times, in turn with the others; whole tools (`peers.py`) once. A
+missed goal is a line in the table, and so is a tool that did not install; the command fails only when
+something else could not be measured.
 """
 
 # ruff: noqa: T201 - what it found is for people to read
@@ -16,6 +17,7 @@ import contextlib
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import peers
 import truth
 from goals import Goal, goals, number
 from measurements import (
@@ -34,7 +37,9 @@ from measurements import (
     MEASUREMENTS,
     OTHER_PYTHON,
     REPLIES,
+    WARM,
     Cores,
+    NotInstalled,
     Values,
 )
 
@@ -55,14 +60,22 @@ class Bench:
     repeats: int = REPEATS
     found: dict[tuple[str, str], list[Values]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    absent: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Why a peer is not installed, by measurement and client."""
 
     def run(self, name: str) -> None:
         measurement = MEASUREMENTS[name]
         for repeat in range(self.repeats):
             for client, once in measurement.clients.items():
+                if repeat > 0 and client in measurement.once:
+                    continue
                 began = time.monotonic()
                 try:
                     values = once(self.cores)
+                except NotInstalled as why:
+                    self.absent[name, client] = str(why)
+                    print(f"NOT INSTALLED  {client}: {why}", file=sys.stderr, flush=True)
+                    continue
                 except (
                     RuntimeError,
                     OSError,
@@ -89,7 +102,8 @@ class Bench:
         """Return the goal's value in each repeat; None unless all could be measured."""
 
         def get(repeat: int, measurement: str, client: str, name: str) -> float:
-            return self.found[measurement, client][repeat][name]
+            found = self.found[measurement, client]
+            return found[0 if client in MEASUREMENTS[measurement].once else repeat][name]
 
         try:
             return [goal.of(partial(get, repeat)) for repeat in range(self.repeats)]
@@ -108,8 +122,8 @@ _INTRO = """\
 Written by `make bench` (`tests/bench/run.py`), never by hand. A small C program
 (`tests/bench/truth.c`) streams events at exact times and writes down when it sent each; it has one
 core, the client another. Every client is a process of its own and is run {repeats} times, in turn with
-the others; shown is the median, in brackets the least and the greatest. The absolute figures are
-this machine's; the ratios are of one run.
+the others (aiperf and guidellm once); shown is the median, in brackets the least and the greatest.
+The absolute figures are this machine's; the ratios are of one run.
 """
 _NOTES = """\
 - The error of a token's time is the client's stamp less the server's, taken right before its
@@ -123,11 +137,22 @@ _NOTES = """\
 - Whole tool: a worker's scenario, users, dispatcher and recorder, its reports packed for the parent;
   a closed loop of {users} users for {seconds} s, with what runs then. Its times are `service_ttft` and
   `service`, from sent; the columns "from plan" are `ttft` and `e2el`, which count the harness's own
-  delay in. True is from the request's last byte read to the token's send. FastHttpUser's times are
-  from before its call; it looks for the first token in the bytes and decodes nothing.
-- CPU s are of the load alone, without start-up, for 1,000 replies. Memory is PSS at the end.
+  delay in. True is from the time at which the request's last byte was there, {received}, to the token's send.
+  FastHttpUser's times are from before its call; it looks for the first token in the bytes and
+  decodes nothing.
+- CPU s are of the load alone, for 1,000 replies: with aiperf and guidellm from the first request that
+  is counted to the last reply. Start-up is *before and after*, and so is what they compute when the load
+  is over. Memory is PSS at the end.
+- aiperf and guidellm are run once, as each run takes about a minute: {users} users for 1,000 replies
+  after {warm} that are not counted. All their processes share the client's core. They run with their defaults,
+  save that aiperf looks at no GPU and scrapes no metrics; it counts tokens itself, with a tokenizer of
+  two words, then, in a run of its own, takes the server's counts. Each reply they report is compared
+  with the same reply of the server, by its id; aiperf's E2E ends at the last token and is compared with
+  that. PyTorch, which guidellm asks for to go through its prompts, is replaced by
+  a few lines (`tests/bench/torch_stand_in`), so that its memory is too low by what PyTorch takes.
 - Short requests: a task makes one request, in a closed loop; both sides record it.
-- aiperf and guidellm are not measured here, so neither is the goal of 1/6 of aiperf's CPU.
+- The runs of an hour are written by the recorder, of latencies that were drawn. CPU s are of reading
+  them and of the verdict or the comparison; imports, and what is printed, are not in it.
 """
 
 
@@ -154,7 +179,9 @@ def goals_table(bench: Bench, names: Sequence[str]) -> str:
         ok = goal.holds(median(values))
         rows.append([goal.text, goal.bound, spread(values), "ok" if ok else "**missed**"])
         if not ok and goal.why:
-            why.append(f"- Missed: {goal.text}. {goal.why(bench.median_of)}")
+            with contextlib.suppress(KeyError):
+                if known := goal.why(bench.median_of):
+                    why.append(f"- Missed: {goal.text}. {known}")
     text = table(["goal", "limit", "measured", ""], rows)
     return text + ("\n\n" + "\n".join(why) if why else "")
 
@@ -165,6 +192,10 @@ def details(bench: Bench, name: str) -> str:
     rows = []
     for client in measurement.clients:
         repeats = bench.found.get((name, client), [])
+        if (name, client) in bench.absent:
+            why = bench.absent[name, client].replace("|", "/")
+            rows.append([client, f"not measured: did not install: {why}"])
+            continue
         cells = [
             spread([values[key] for values in repeats])
             if repeats and all(key in values for values in repeats)
@@ -190,7 +221,7 @@ def page(bench: Bench, names: Sequence[str], about: str) -> str:
     if sends:
         p50, p99 = (median(column) for column in zip(*sends, strict=True))
         send = f"{number(p50)} µs (p50; p99 {number(p99)} µs)"
-    notes = _NOTES.format(send=send, **REPLIES)
+    notes = _NOTES.format(send=send, received=received(bench), warm=WARM, **REPLIES)
     broken = "".join(f"- Not measured: {one.splitlines()[0]}\n" for one in bench.broken)
     parts = [
         _INTRO.format(repeats=bench.repeats),
@@ -203,18 +234,39 @@ def page(bench: Bench, names: Sequence[str], about: str) -> str:
     return "\n".join(parts)
 
 
+def received(bench: Bench) -> str:
+    """Say by which clock the server knows when a whole request was there."""
+    percents = [
+        values["by_kernel_percent"]
+        for (name, _), repeats in bench.found.items()
+        if name == "replies"
+        for values in repeats
+    ]
+    server = "by the server's clock after its own wake-up"
+    if not percents or max(percents) == 0:
+        return server if percents else "by the kernel's stamp where it gives one"
+    if min(percents) == 100:
+        return "by the kernel's stamp"
+    return f"by the kernel's stamp (of {number(min(percents))} % or more; the rest {server})"
+
+
 def surroundings(cores: Cores) -> str:
     """Date, versions and machine, as they are before the load."""
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     ours = ", ".join(f"{name} {version(name)}" for name in ("httpx", "gevent", "locust", "numpy"))
     code = "import importlib.metadata as m; print(*(n + ' ' + m.version(n) for n in ('aiohttp', 'uvloop')), sep=', ')"
     theirs = _said(str(OTHER_PYTHON), "-c", code)
+    tools = (
+        one.release if one.is_installed else f"{one.release} (not installed)"
+        for one in peers.INSTALLED
+    )
     where = str(Path(harness.__file__).parent)
     commit = _said("git", "-C", where, "describe", "--always", "--dirty")
     today = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return (
         f"- {today}, harness at {commit}\n"
         f"- Python {platform.python_version()}, {ours}, {theirs}\n"
+        f"- Whole tools: {', '.join(tools)}\n"
         f"- {_processor()}, {os.cpu_count()} cores (client on {cores.client}, server on "
         f"{cores.server}), Linux {platform.release()}; load average before: {load}"
     )
@@ -247,6 +299,7 @@ def main() -> int:
         parser.error("found one core; the server and the client need one each")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     truth.build()
     bench = Bench(Cores(client=free[0], server=free[1]), given.repeats)
     names = given.names or list(MEASUREMENTS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import clients
 import goals
+import hour
 import measurements
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ def written(id: str, *, received_ns: int, at: tuple[int, ...]) -> truth.Reply:
         ended="complete",
         writes=len(at),
         received_ns=received_ns,
+        by_kernel=True,
         first_ns=10,
         gap_ns=10,
         before_ns=times,
@@ -86,6 +90,61 @@ def test_a_goal_is_not_measured_when_a_repeat_is_missing() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert goals.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("percents", "said"),
+    [
+        ((100.0, 100.0), "by the kernel's stamp"),
+        ((0.0, 0.0), "by the server's clock after its own wake-up"),
+        ((100.0, 40.0), "of 40.0 % or more; the rest by the server's clock"),
+    ],
+)
+def test_the_notes_say_by_which_clock_a_request_was_received(
+    percents: tuple[float, ...], said: str
+) -> None:
+    some = bench()
+    some.repeats = 1
+    for client, percent in zip("ab", percents, strict=True):
+        some.found["replies", client] = [{"by_kernel_percent": percent}]
+    assert said in run.received(some)
+    assert f"was there, {run.received(some)}," in run.page(some, ["replies"], "")
+
+
+@pytest.mark.parametrize(("behind_us", "is_said"), [(200_000.0, True), (150.0, False)])
+def test_httpx_is_only_said_to_be_behind_when_it_is(behind_us: float, is_said: bool) -> None:
+    some = bench()
+    some.repeats = 1
+    cpu = {measurements.HARNESS: 13.0, measurements.HTTPX: 15.0}
+    for client, cpu_us in cpu.items():
+        some.found["tokens-80k", client] = [{"cpu_us": cpu_us, "p50": behind_us}]
+    text = run.goals_table(some, ["tokens-80k"])
+    assert "**missed**" in text
+    assert ("does not keep up" in text) is is_said
+
+
+def test_what_is_said_of_short_requests_is_computed_from_their_cpu() -> None:
+    some = bench()
+    some.repeats = 1
+    found = {
+        measurements.BY_CLIENT: {"per_s": 10_000.0, "cpu_us": 50.0},
+        measurements.FAST: {"per_s": 10_000.0, "cpu_us": 100.0},
+        measurements.HTTPX_ALONE: {"per_s": 9_000.0, "cpu_us": 90.0},
+    }
+    some.found |= {("short", client): [values] for client, values in found.items()}
+    text = run.goals_table(some, ["short"])
+    assert "2.00 times as much; the first process ran 50.0 % of the time, the other 100 %" in text
+
+
+def test_an_hour_is_saved_so_that_every_budget_can_be_judged(tmp_path: Path) -> None:
+    runs = [tmp_path / "base", tmp_path / "candidate"]
+    for seed, folder in enumerate(runs):
+        hour.save(folder, seed=seed, seconds=40)
+    given = {"runs": [str(folder) for folder in runs], "limit": "5%"}
+    assert len(hour.budgets()) == 50
+    for client in (clients.hour_judged, clients.hour_compared):
+        found = client(given)
+        assert 0 < found["read_s"] < found["cpu_s"]
 
 
 def test_every_goal_names_a_measurement() -> None:

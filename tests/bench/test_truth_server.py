@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -166,6 +168,50 @@ def test_the_truth_has_a_stamp_for_each_write_at_or_after_its_due_time(
     assert told["before_ns"] == reply.before_ns.tolist()
     assert told["after_ns"] == reply.after_ns.tolist()
     assert told["late"] == np.flatnonzero(reply.late).tolist()
+    assert (told["received_ns"], told["by_kernel"]) == (reply.received_ns, reply.by_kernel)
+
+
+@contextlib.contextmanager
+def held_up(program: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run the server as a child that the test may stop and wake up."""
+    pipe, command = subprocess.PIPE, [program, "--exit-with-parent", *words]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as child:
+        try:
+            assert child.stdout is not None
+            yield child, json.loads(child.stdout.readline())["url"]
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_request_is_received_when_it_comes_however_late_the_server_wakes_up(
+    program: Path, by_kernel: bool
+) -> None:
+    words = [] if by_kernel else ["--user-stamps"]
+    with held_up(program, *words) as (server, base), Client(base) as client:
+        client.whole(b"/v1/predict")
+        server.send_signal(signal.SIGSTOP)
+        os.waitpid(server.pid, os.WUNTRACED)
+        sent_ns = time.monotonic_ns()
+        client.ask(b"/v1/predict", request_id="late")
+        woken_ns = time.monotonic_ns()
+        server.send_signal(signal.SIGCONT)
+        assert client.head()[0] == 200
+        told = truth_of(base, "late")
+    assert told["by_kernel"] is by_kernel
+    assert (sent_ns <= told["received_ns"] <= woken_ns) is by_kernel
+    assert told["before_ns"][0] >= woken_ns
+
+
+def test_a_request_sent_ahead_is_received_when_its_turn_comes(program: Path) -> None:
+    with truth.running(program=program) as base, Client(base) as client:
+        client.ask(CHAT, tokens=3, ttft_us=0, gap_us=0, request_id="first")
+        client.ask(b"/v1/predict", request_id="ahead")
+        client.head()
+        assert len(list(client.chunks())) == 1 + 3 + 3
+        assert client.head()[0] == 200
+        first, ahead = truth_of(base, "first"), truth_of(base, "ahead")
+    assert first["before_ns"][-1] <= ahead["received_ns"] <= ahead["before_ns"][0]
 
 
 def test_a_reply_without_an_id_gets_one(url: str) -> None:
@@ -382,7 +428,7 @@ def test_a_bad_command_line_is_refused(program: Path, words: list[str]) -> None:
 def test_the_same_stream_comes_over_tls(
     require: Callable[[str], str], program: Path, tmp_path: Path
 ) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert, key, dump = (tmp_path / name for name in ("cert.pem", "key.pem", "truth.bin"))
     if not truth.has_openssl(require(os.environ.get("CC", "cc"))):
         pytest.skip("OpenSSL's headers are not installed; the server is built without TLS")
     words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
@@ -392,13 +438,14 @@ def test_the_same_stream_comes_over_tls(
     trust = ssl.create_default_context(cafile=str(cert))
     trust.check_hostname = False
     with (
-        truth.running(program=program, tls=(cert, key)) as base,
+        truth.running(program=program, tls=(cert, key), dump=dump) as base,
         Client(base, trust) as client,
     ):
         assert base.startswith("https://")
         for _ in range(2):
             assert len(client.stream(tokens=20, gap_us=100)[1]) == 1 + 20 + 3
         assert client.whole(b"/v1/predict", body=b"x" * 100_000)[0] == 200
+    assert {reply.by_kernel for reply in truth.read_truth(dump).values()} == {False}
 
 
 def test_it_compiles_without_a_warning(require: Callable[[str], str], tmp_path: Path) -> None:

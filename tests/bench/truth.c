@@ -6,6 +6,9 @@
  * before and right after it. The schedule knows nothing of the client: only a full socket holds a
  * reply up, and the writes held up are marked late.
  *
+ * The end of a request is when the kernel took its last byte in, by SO_TIMESTAMPNS; where there is
+ * no such stamp, over TLS and for a request that waited for its turn, it is when the server noticed.
+ *
  * A streamed reply of T tokens has T + 2 writes: the head (with the role event) at once, token k
  * at ttft + k * gap, and the tail (finish reason, usage, [DONE]) at ttft + T * gap. Any other reply
  * is one write. The dump's layout is described at dump().
@@ -46,10 +49,11 @@ enum {
     MAX_TOKENS = 1000000,
     REPLY_COSTS = 8, /* what a reply itself counts as, in events, so that memory is bounded */
     BUCKETS = 1 << 16,
+    TRIES = 8,       /* at reading two clocks at once */
     LAST_NS = 3000,  /* this close to a due time the sockets are not looked at */
     POLL_NS = 50000, /* but they are looked at this often, however much is due */
 };
-static const char MAGIC[8] = "SSETRUE1";
+static const char MAGIC[8] = "SSETRUE2";
 static const int64_t HOUR_US = 3600 * 1000000ll;
 
 enum ended { RUNNING, COMPLETE, CLIENT_LEFT };
@@ -62,7 +66,7 @@ struct reply {
     int64_t *before_ns, *after_ns;
     uint8_t *late;
     uint32_t writes, written;
-    uint8_t streamed, ended;
+    uint8_t streamed, ended, by_kernel; /* by_kernel: received_ns is the kernel's stamp */
     char id[];
 };
 
@@ -75,9 +79,10 @@ struct ask {
 struct conn {
     int fd;
     enum state state;
-    bool blocked;
+    bool blocked, by_kernel;
     size_t heap_at; /* 1-based; 0 is not in the heap */
     int64_t due_ns, received_ns, before_ns, blocked_until_ns;
+    int64_t stamp_ns; /* the kernel's of what was read last; 0: none */
     uint32_t step, steps;
     struct reply *truth; /* NULL when the reply is not recorded */
     char *out;           /* the write in hand: bytes sent_bytes to out_bytes are still to go */
@@ -94,7 +99,7 @@ struct conn {
 static struct {
     int64_t port, cpu, spin_us, max_events;
     const char *dump, *cert, *key;
-    bool exit_with_parent;
+    bool exit_with_parent, user_stamps;
     struct ask ask; /* what a request gets that says nothing else */
 } options = {.cpu = -1,
              .spin_us = 60,
@@ -113,10 +118,28 @@ static int64_t events;
 static SSL_CTX *tls;
 #endif
 
+static int64_t in_ns(struct timespec t) { return t.tv_sec * 1000000000ll + t.tv_nsec; }
+
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
+    return in_ns(t);
+}
+
+/* How far the wall clock, by which the kernel stamps, is ahead of ours; from the closest of a few
+ * readings of both, as it may be interrupted between the two. */
+static int64_t wall_ahead_ns(void) {
+    int64_t ahead_ns = 0, least_ns = INT64_MAX;
+    for (int i = 0; i < TRIES && least_ns > 500; i++) {
+        struct timespec wall;
+        int64_t before_ns = now_ns();
+        clock_gettime(CLOCK_REALTIME, &wall);
+        int64_t took_ns = now_ns() - before_ns;
+        if (took_ns >= least_ns) continue;
+        least_ns = took_ns;
+        ahead_ns = in_ns(wall) - before_ns - took_ns / 2;
+    }
+    return ahead_ns;
 }
 
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...) {
@@ -188,6 +211,7 @@ static struct reply *remember(const struct conn *conn, bool streamed, int64_t fi
     reply->first_ns = first_ns;
     reply->gap_ns = streamed ? conn->ask.gap_us * 1000 : 0;
     reply->streamed = streamed;
+    reply->by_kernel = conn->by_kernel;
     reply->writes = writes;
     reply->before_ns = (int64_t *)((char *)reply + head);
     reply->after_ns = reply->before_ns + writes;
@@ -209,8 +233,8 @@ static const struct reply *recall(const char *id) {
 }
 
 /* Little endian. The file: magic, u64 replies, u64 replies not recorded; then for each reply
- * u16 bytes of id, u8 streamed, u8 ended (enum), u32 writes planned, u32 writes made (n),
- * i64 received, i64 ttft or delay, i64 gap; the id, i64 before[n], i64 after[n], u8 late[n].
+ * u16 bytes of id, u8 streamed, u8 ended (enum), u8 received by the kernel's stamp,
+ * u32 writes planned, u32 writes made (n), i64 received, i64 ttft or delay, i64 gap; the id, i64 before[n], i64 after[n], u8 late[n].
  */
 static void dump(FILE *to) {
     fwrite(MAGIC, 1, sizeof MAGIC, to);
@@ -218,7 +242,7 @@ static void dump(FILE *to) {
     fwrite(&unrecorded, sizeof unrecorded, 1, to);
     for (const struct reply *reply = first_reply; reply != NULL; reply = reply->next) {
         uint16_t id_bytes = (uint16_t)strlen(reply->id);
-        uint8_t flags[2] = {reply->streamed, reply->ended};
+        uint8_t flags[3] = {reply->streamed, reply->ended, reply->by_kernel};
         uint32_t counts[2] = {reply->writes, reply->written};
         int64_t times[3] = {reply->received_ns, reply->first_ns, reply->gap_ns};
         fwrite(&id_bytes, sizeof id_bytes, 1, to);
@@ -255,8 +279,8 @@ static void tell(FILE *to, const struct reply *reply) {
     fprintf(to, "{\"id\":\"%s\",\"stream\":%s,\"ended\":%s,\"writes\":%u,\"received_ns\":%lld,",
             reply->id, reply->streamed ? "true" : "false", ended[reply->ended], reply->writes,
             (long long)reply->received_ns);
-    fprintf(to, "\"first_ns\":%lld,\"gap_ns\":%lld", (long long)reply->first_ns,
-            (long long)reply->gap_ns);
+    fprintf(to, "\"by_kernel\":%s,\"first_ns\":%lld,\"gap_ns\":%lld",
+            reply->by_kernel ? "true" : "false", (long long)reply->first_ns, (long long)reply->gap_ns);
     tell_times(to, "before_ns", reply->before_ns, reply->written);
     tell_times(to, "after_ns", reply->after_ns, reply->written);
     fputs(",\"late\":[", to);
@@ -287,11 +311,28 @@ static ssize_t plain_result(struct conn *conn, int done) {
 }
 #endif
 
+/* When the last byte read came in, on our clock; 0 when the kernel does not say. */
+static int64_t kernel_stamp_ns(struct msghdr *message) {
+    for (struct cmsghdr *one = CMSG_FIRSTHDR(message); one != NULL; one = CMSG_NXTHDR(message, one)) {
+        struct timespec stamp;
+        if (one->cmsg_level != SOL_SOCKET || one->cmsg_type != SCM_TIMESTAMPNS) continue;
+        memcpy(&stamp, CMSG_DATA(one), sizeof stamp);
+        return in_ns(stamp) - wall_ahead_ns();
+    }
+    return 0;
+}
+
 static ssize_t get(struct conn *conn, void *to, size_t room) {
 #ifdef WITH_TLS
     if (conn->ssl != NULL) return plain_result(conn, SSL_read(conn->ssl, to, (int)room));
 #endif
-    return recv(conn->fd, to, room, 0);
+    union { struct cmsghdr align; char bytes[CMSG_SPACE(sizeof(struct timespec))]; } extra;
+    struct iovec data = {.iov_base = to, .iov_len = room};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &extra,
+                             .msg_controllen = sizeof extra};
+    ssize_t n = recvmsg(conn->fd, &message, 0);
+    if (n > 0) conn->stamp_ns = kernel_stamp_ns(&message);
+    return n;
 }
 
 static ssize_t put(struct conn *conn, const void *from, size_t bytes) {
@@ -501,7 +542,8 @@ static void begin(struct conn *conn) {
     static const char short_reply[] = "{\"object\":\"list\",\"data\":[{\"object\":\"embedding\",\"index\":0,"
                                       "\"embedding\":[0.5]}],\"predictions\":[0.5],\"model\":\"truth\"}";
     struct ask *ask = &conn->ask;
-    conn->received_ns = conn->due_ns = now_ns();
+    conn->by_kernel = conn->stamp_ns > conn->before_ns; /* not sent ahead of the last reply's end */
+    conn->received_ns = conn->due_ns = conn->by_kernel ? conn->stamp_ns : now_ns();
     if (ask->id[0] == '\0') sprintf(ask->id, "t-%08llu", (unsigned long long)++serial);
     if (answer_truth(conn)) {
         push(conn);
@@ -713,6 +755,7 @@ static void set_up(void) {
     listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(listen_fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     setsockopt(listen_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* accepted sockets inherit it */
+    if (!options.user_stamps) setsockopt(listen_fd, SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
     if (bind(listen_fd, (struct sockaddr *)&address, size) != 0 || listen(listen_fd, 4096) != 0)
         die("cannot listen on 127.0.0.1:%d: %s", (int)options.port, strerror(errno));
     getsockname(listen_fd, (struct sockaddr *)&address, &size);
@@ -745,6 +788,7 @@ static const char USAGE[] =
     "  --dump FILE           write the truth there at the end and at POST /dump\n"
     "  --cpu N               run on this core alone\n"
     "  --tls CERT KEY        serve https; PEM files\n"
+    "  --user-stamps         tell the end of a request by the server's own clock, not the kernel's\n"
     "  --exit-with-parent    end when stdin closes\n";
 
 static void read_options(int count, char **words) {
@@ -752,7 +796,7 @@ static void read_options(int count, char **words) {
         {"port", 1, 0, 0},    {"ttft-us", 1, 0, 1},  {"gap-us", 1, 0, 2}, {"tokens", 1, 0, 3},
         {"delay-us", 1, 0, 4}, {"spin-us", 1, 0, 5}, {"events", 1, 0, 6}, {"cpu", 1, 0, 7},
         {"no-spin", 0, 0, 'n'}, {"exit-with-parent", 0, 0, 'x'}, {"dump", 1, 0, 'd'},
-        {"tls", 1, 0, 't'},   {"help", 0, 0, 'h'},   {0}};
+        {"tls", 1, 0, 't'},   {"user-stamps", 0, 0, 'u'}, {"help", 0, 0, 'h'}, {0}};
     struct { int64_t most, *to; } numbers[] = {
         {65535, &options.port}, {HOUR_US, &options.ask.ttft_us}, {HOUR_US, &options.ask.gap_us},
         {MAX_TOKENS, &options.ask.tokens}, {HOUR_US, &options.ask.delay_us}, {HOUR_US, &options.spin_us},
@@ -763,6 +807,7 @@ static void read_options(int count, char **words) {
                 (long long)numbers[which].most);
         if (which == 'n') options.spin_us = 0;
         if (which == 'x') options.exit_with_parent = true;
+        if (which == 'u') options.user_stamps = true;
         if (which == 'd') options.dump = optarg;
         if (which == 't') {
             if (!TLS_BUILT) die("--tls: built without OpenSSL");

@@ -25,9 +25,9 @@ BUILD_DIR = Path(__file__).resolve().parents[2] / "build" / "bench"
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
 _TLS_FLAGS = ("-DWITH_TLS", "-lssl", "-lcrypto")
 
-_MAGIC = b"SSETRUE1"
+_MAGIC = b"SSETRUE2"
 _FILE = struct.Struct("<8sQQ")
-_REPLY = struct.Struct("<HBBIIqqq")
+_REPLY = struct.Struct("<HBBBIIqqq")
 _ENDED = (None, "complete", "client left")
 
 
@@ -47,7 +47,9 @@ class Reply:
     writes: int
     """How many there were to be; tokens + 2 for a stream."""
     received_ns: int
-    """The last byte of the request was read: due times count from here."""
+    """The last byte of the request was there: due times count from here."""
+    by_kernel: bool
+    """Whether `received_ns` is the kernel's stamp; else the server's clock, after its own wake-up."""
     first_ns: int
     """From then to the first token, or to the reply that is not streamed."""
     gap_ns: int
@@ -99,7 +101,9 @@ def read_truth(path: Path) -> Truth:
 
 
 def _read_reply(data: bytes, at: int) -> tuple[Reply, int]:
-    id_bytes, streamed, ended, writes, n, received, first, gap = _REPLY.unpack_from(data, at)
+    id_bytes, streamed, ended, by_kernel, writes, n, received, first, gap = _REPLY.unpack_from(
+        data, at
+    )
     at += _REPLY.size
     stamps = at + id_bytes
     end = stamps + 17 * n
@@ -109,6 +113,7 @@ def _read_reply(data: bytes, at: int) -> tuple[Reply, int]:
         ended=_ENDED[ended],
         writes=writes,
         received_ns=received,
+        by_kernel=bool(by_kernel),
         first_ns=first,
         gap_ns=gap,
         before_ns=np.frombuffer(data, "<i8", n, stamps),

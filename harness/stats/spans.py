@@ -1,0 +1,142 @@
+"""A quantile that must hold in every span of time (`over: 10s`), not only over the whole run.
+
+A slow spell is what such a budget is there to find, so that chance is only what varies within a
+span. Many spans are many chances to fail: Holm's procedure keeps the error of all together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import dct
+from scipy.special import betainc
+
+from harness.stats.dependence import Undecided, student_factor
+from harness.stats.levels import holm
+from harness.stats.quantiles import QuantileEvidence, quantile_evidence
+from harness.stats.windows import IntArray, Windows
+
+_FEWEST_PARTS = 6  # windows within a span, to see how samples depend on each other there
+_CLUSTERED = 4.0  # the VIF where the windows are too coarse to see it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowEvidence:
+    """How a quantile kept its limit in `spans` spans of equal length.
+
+    `broke` are the spans (from 0) with more samples beyond the limit than allowed, `surely` those
+    for which that is no chance, all of them together at the confidence asked for; `thin` have fewer
+    samples than the quantile needs, `needed`, and judge nothing. `worst` is the span with the
+    largest share beyond the limit, `worst_share`. `whole` is the evidence of all spans together.
+    """
+
+    spans: int
+    needed: int
+    broke: tuple[int, ...]
+    surely: tuple[int, ...]
+    thin: tuple[int, ...]
+    worst: int | None
+    worst_share: float | None
+    vif: float
+    whole: QuantileEvidence
+    p_pass: float
+    p_fail: float
+    passes: bool
+    fails: bool
+    undecided: Undecided | None
+
+    @property
+    def share_broke(self) -> float:
+        """Return the share of all spans that broke the limit."""
+        return len(self.broke) / self.spans
+
+
+def window_evidence(
+    windows: Windows,
+    over: IntArray,
+    q: float,
+    confidence: float,
+    *,
+    span_s: float,
+    upper: bool = True,
+    in_system_s: float | None = None,
+) -> WindowEvidence:
+    """Judge "the q-quantile is below a limit in every `span_s` seconds".
+
+    It passes when no span broke the limit, none is too thin to tell, and the whole run passes; it
+    fails when some span broke it beyond chance. `over` and the other arguments are those of
+    `quantile_evidence`. Windows left over at the end belong to the last span. Raises ValueError
+    without samples.
+    """
+    whole = quantile_evidence(windows, over, q, confidence, upper=upper, in_system_s=in_system_s)
+    parts = max(1, round(span_s / windows.length_s))
+    spans = max(len(windows) // parts, 1)
+    group = np.minimum(np.arange(len(windows)) // parts, spans - 1)
+    n = np.bincount(group, weights=windows.n, minlength=spans)
+    k = np.bincount(group, weights=over, minlength=spans)
+    needed = math.ceil(1 / whole.allowed - 1e-9)
+    judged = n >= needed
+    broke = judged & (k > whole.allowed * n + 1e-9)
+    vif = _vif_within(windows, over, q, confidence, parts, spans)
+    size, beyond = n / vif, k / vif
+    p = np.where(
+        judged & (k > 0), betainc(np.maximum(beyond, 1e-9), size - beyond + 1, whole.allowed), 1.0
+    )
+    surely = np.array(holm(p.tolist(), confidence)) & broke
+    passes, fails = bool(judged.all() and not broke.any() and whole.passes), bool(surely.any())
+    shares = np.where(judged, k / np.maximum(n, 1), -1.0)
+    worst = int(shares.argmax()) if judged.any() else None
+    return WindowEvidence(
+        spans=spans,
+        needed=needed,
+        broke=_places(broke),
+        surely=_places(surely),
+        thin=_places(~judged),
+        worst=worst,
+        worst_share=None if worst is None else float(shares[worst]),
+        vif=vif,
+        whole=whole,
+        p_pass=1.0 if broke.any() or not judged.all() else whole.p_pass,
+        p_fail=min(1.0, spans * float(p.min())),
+        passes=passes,
+        fails=fails,
+        undecided=None
+        if passes or fails
+        else _undecided(whole, bool(judged.all()), bool(broke.any())),
+    )
+
+
+def _undecided(whole: QuantileEvidence, all_judged: bool, any_broke: bool) -> Undecided:
+    if any_broke:
+        return Undecided.CLOSE
+    return whole.undecided or Undecided.SAMPLES if all_judged else Undecided.SAMPLES
+
+
+def _places(which: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.flatnonzero(which))
+
+
+def _vif_within(
+    windows: Windows, over: IntArray, q: float, confidence: float, parts: int, spans: int
+) -> float:
+    """Return the inflation of counts within spans, pooled over all of them."""
+    if parts < _FEWEST_PARTS or len(windows) < parts:
+        return _CLUSTERED
+    low = parts // 3
+    factor = student_factor(min(low * spans, 200), confidence)
+    edge = windows.threshold(min(0.5, q, 1 - q), upper=q >= 0.5)
+    series = [over] if edge is None else [over, windows.over(edge)]
+    found = [_pooled(windows.n, counts, parts, spans, low) for counts in series]
+    return max(1.0, factor * max(found))
+
+
+def _pooled(n: IntArray, counts: IntArray, parts: int, spans: int, low: int) -> float:
+    sizes = n[: parts * spans].reshape(spans, parts).astype(np.float64)
+    k = counts[: parts * spans].reshape(spans, parts).astype(np.float64)
+    share = k.sum(axis=1) / np.maximum(sizes.sum(axis=1), 1)
+    power = dct(k - share[:, None] * sizes, norm="ortho", axis=1)[:, 1 : low + 1] ** 2
+    variance = float((k.sum(axis=1) * (1 - share)).sum())
+    return parts * float(power.mean(axis=1).sum()) / variance if variance > 0 else 0.0

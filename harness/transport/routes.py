@@ -1,0 +1,276 @@
+"""Which way a request goes: straight, or by httpx's own transport where a proxy or HTTP/2 is asked.
+
+httpx's transport reads its sockets itself, so there no kernel stamp is to be had: what it hands out
+is stamped in user space, each piece of a body as it is read, and `clock` says so. A proxy of the
+environment is found by httpx's rules, with one exception: loopback addresses are never sent to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+from urllib.request import getproxies
+
+import httpx
+
+from harness.errors import UserError
+from harness.plan import Target
+from harness.transport import STAMPS, Fetched, RequestHead, Stamps, Transport
+from harness.transport.tls import client_context, refusal
+
+_CLOCK = "monotonic, stamped in user space"
+_UNLIMITED = httpx.Limits(
+    max_connections=None, max_keepalive_connections=None, keepalive_expiry=None
+)
+_CONNECTING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+
+Way = tuple[str | None, bool]  # the proxy, and whether HTTP/2 is offered
+
+
+def open_transport(target: Target, url: str) -> Transport:
+    """Return the transport for a target whose URL is `url`.
+
+    Raises UserError for certificates and for a proxy of the environment that cannot be used.
+    """
+    if not (target.http2 or target.proxy or (target.trust_env and getproxies())):
+        return Transport(verify=target.verify, cert=target.cert, key=target.key)
+    return RoutedTransport(target, url)
+
+
+def environment_proxy(url: httpx.URL) -> str | None:
+    """Return the proxy that the environment names for a URL; None for straight on."""
+    known = getproxies()
+    proxy = known.get(url.scheme) or known.get("all")
+    exceptions = known.get("no", "").split(",")
+    if not proxy or _is_loopback(url.host):
+        return None
+    if any(_excepts(entry.strip(), url) for entry in exceptions):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+class RoutedTransport(Transport):
+    """Goes straight where it can, and hands the rest to httpx's own transport.
+
+    HTTP/2 is httpx's: one connection to a host, on which requests beyond the streams that the host
+    allows wait; the wait is the generator's, and counts as send lag.
+    """
+
+    def __init__(self, target: Target, url: str) -> None:
+        super().__init__(verify=target.verify, cert=target.cert, key=target.key)
+        self._target = target
+        self._url = httpx.URL(url)
+        self._ways: dict[tuple[str, str, int | None], Way] = {}
+        self._handed: dict[Way, _Handed] = {}
+        self._by_httpx(self._url)
+
+    @property
+    def clock(self) -> str:
+        """Which clock stamps what comes from the target, and why if not the kernel's."""
+        handed = self._by_httpx(self._url)
+        return super().clock if handed is None else f"{_CLOCK}: {handed.why}"
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request the way that its URL asks for."""
+        handed = self._by_httpx(request.url)
+        if handed is None:
+            return super().handle_request(request)
+        return handed.handle_request(request)
+
+    def fetch(self, head: RequestHead, body: bytes) -> Fetched:
+        """Send a body and return the whole reply, the way that the URL asks for."""
+        handed = self._by_httpx(head.url)
+        if handed is None:
+            return super().fetch(head, body)
+        content = None if head.after_length is None else body
+        request = httpx.Request(head.method, head.url, headers=list(head.fields), content=content)
+        return Fetched.of(handed.handle_request(request))
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        super().close()
+        for handed in self._handed.values():
+            handed.close()
+
+    def _by_httpx(self, url: httpx.URL) -> _Handed | None:
+        """Return what sends to this URL in our place; None where we do."""
+        place = (url.scheme, url.host, url.port)
+        way = self._ways.get(place)
+        if way is None:
+            way = self._ways[place] = self._way(url)
+        if way == (None, False):
+            return None
+        if way not in self._handed:
+            self._handed[way] = _Handed(self._target, *way)
+        return self._handed[way]
+
+    def _way(self, url: httpx.URL) -> Way:
+        target = self._target
+        proxy = target.proxy
+        if proxy is None and target.trust_env:
+            proxy = environment_proxy(url)
+            if proxy is not None and (problem := _problem(proxy)):
+                raise UserError(
+                    f"the environment's proxy for {url.host} {problem}; allowed is a URL like "
+                    "http://proxy:3128: set another, name the host in NO_PROXY, or write "
+                    "trust_env: false in the plan's target"
+                )
+        return proxy, target.http2 and url.scheme == "https"
+
+
+class _Handed(httpx.BaseTransport):
+    """httpx's own transport, its requests stamped and their number unlimited as with ours."""
+
+    def __init__(self, target: Target, proxy: str | None, http2: bool) -> None:
+        self._proxy = None if proxy is None else httpx.URL(proxy)
+        self._http2 = http2
+        self._spoken: set[str] = set()
+        self._inner = httpx.HTTPTransport(
+            verify=client_context(target.verify, target.cert, target.key),  # httpx changes it
+            http2=http2,
+            limits=_UNLIMITED,
+            trust_env=False,
+            proxy=None if self._proxy is None else _proxy(self._proxy, target),
+        )
+
+    @property
+    def why(self) -> str:
+        """`HTTP/2 through the proxy http://proxy:3128`; what was spoken where it was not HTTP/2."""
+        version = "HTTP/2" if self._http2 else ""
+        if self._http2 and self._spoken and "HTTP/2" not in self._spoken:
+            version = f"HTTP/2 offered, {' and '.join(sorted(self._spoken))} spoken,"
+        through = "" if self._proxy is None else f"through the proxy {_name(self._proxy)}"
+        return f"{version} {through}".strip(" ,")
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        trace = _Trace(request.extensions.get("trace"))
+        request.extensions = {**request.extensions, "trace": trace}
+        try:
+            response = self._inner.handle_request(request)
+        except httpx.TransportError as error:
+            told = self._told(error)
+            if told is None:
+                raise
+            raise told from error
+        self._spoken.add(response.extensions["http_version"].decode("ascii"))
+        stamps = trace.stamps()
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _StampedBody(response.stream, stamps)
+        response.extensions[STAMPS] = stamps
+        return response
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _told(self, error: httpx.TransportError) -> httpx.TransportError | None:
+        """Return the error with what only we know of it; None when that is nothing."""
+        refused = refusal(error)
+        if refused is not None:
+            return httpx.ConnectError(refused)
+        if self._proxy is not None and isinstance(error, _CONNECTING):
+            return type(error)(f"through the proxy {_name(self._proxy)}: {error}")
+        return None
+
+
+class _Trace:
+    """Notes when httpx's transport did what, and tells who else listens.
+
+    Of what is done twice the last counts: a tunnel is asked for before the request itself is sent.
+    """
+
+    __slots__ = ("_connecting_ns", "_first_byte_ns", "_sent_ns", "_then")
+
+    def __init__(self, then: Callable[[str, Mapping[str, Any]], object] | None) -> None:
+        self._then = then
+        self._connecting_ns: int | None = None
+        self._sent_ns = self._first_byte_ns = 0
+
+    def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        now_ns = time.monotonic_ns()
+        what = event.partition(".")[2]
+        if what == "connect_tcp.started" and self._connecting_ns is None:
+            self._connecting_ns = now_ns
+        elif what == "send_request_headers.started":
+            self._sent_ns = now_ns
+        elif what == "receive_response_headers.complete":
+            self._first_byte_ns = now_ns
+        if self._then is not None:
+            self._then(event, info)
+
+    def stamps(self) -> Stamps:
+        """Return the times of the exchange so far."""
+        began_ns = self._sent_ns if self._connecting_ns is None else self._connecting_ns
+        first_ns = self._first_byte_ns
+        return Stamps(self._sent_ns, first_ns, first_ns, connect_ns=self._sent_ns - began_ns)
+
+
+class _StampedBody(httpx.SyncByteStream):
+    """A reply's body; each piece, and then the end, moves `stamps.read_ns` when it is read."""
+
+    def __init__(self, inner: httpx.SyncByteStream, stamps: Stamps) -> None:
+        self._inner, self._stamps = inner, stamps
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._inner:
+            self._stamps.read_ns = time.monotonic_ns()
+            yield piece
+        self._stamps.read_ns = time.monotonic_ns()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _proxy(url: httpx.URL, target: Target) -> httpx.Proxy:
+    tls = url.scheme == "https"
+    return httpx.Proxy(url, ssl_context=client_context(target.verify) if tls else None)
+
+
+def _problem(proxy: str) -> str | None:
+    """Say what is wrong with a proxy's URL, without what may be secret in it."""
+    try:
+        url = httpx.URL(proxy)
+    except httpx.InvalidURL:
+        return "has a URL that cannot be read"
+    if url.scheme not in ("http", "https"):
+        return f'has the scheme "{url.scheme}"'
+    return None if url.host else "has a URL without a host"
+
+
+def _name(url: httpx.URL) -> str:
+    """The URL without what is secret in it."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return False
+
+
+def _excepts(entry: str, url: httpx.URL) -> bool:
+    """Tell whether an entry of NO_PROXY names a URL.
+
+    `example.com` names its subdomains too, `.example.com` only those; a port, and with `://` the
+    scheme and the very host, must be the URL's own, where a default port is none.
+    """
+    if entry in ("", "*"):
+        return entry == "*"
+    if "://" in entry:
+        try:
+            named = httpx.URL(entry)
+        except httpx.InvalidURL:
+            return False
+        same = named.scheme in ("all", url.scheme) and named.host == url.host
+        return same and named.port in (None, url.port)
+    host, colon, port = entry.rpartition(":")
+    if not colon or ":" in host:  # no port, or an IPv6 address
+        host, port = entry.strip("[]"), ""
+    if port and port != str(url.port):
+        return False
+    host = host.lower()
+    return url.host.endswith(host if host.startswith(".") else f".{host}") or url.host == host

@@ -1,0 +1,7 @@
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+
+class IterableDataset(Generic[Row]):
+    """A base without behaviour."""

@@ -1,0 +1,440 @@
+"""Proxies and HTTP/2 go by httpx's own transport: the same records, stamped where it can, said so."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gevent
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import load
+import pytest
+from test_tls_stamps import tls
+from test_transport import Counting, stamps_of
+
+from harness.errors import UserError
+from harness.plan import Target
+from harness.transport import Transport
+from harness.transport.clock import KERNEL, USER
+from harness.transport.routes import RoutedTransport, environment_proxy, open_transport
+
+pytestmark = pytest.mark.swarm
+NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the variables that name proxies; all others of them are not set."""
+    for name in NAMES:
+        for spelling in (name, name.lower()):
+            monkeypatch.delenv(spelling, raising=False)
+
+    def change(**given: str) -> None:
+        os.environ.update(given)  # in the test's own process
+
+    return change
+
+
+class Proxy:
+    """Forwards requests, and opens tunnels for CONNECT; names under .test are this machine."""
+
+    def __init__(self, *, wants: bytes = b"") -> None:
+        self.asked: list[bytes] = []
+        self.heads: list[bytes] = []
+        self._wants = wants
+
+    def __call__(self, connection: Any) -> None:
+        while request := load.request_of(connection):
+            self.heads.append(request.partition(b"\r\n\r\n")[0])
+            method, place, rest = request.split(b" ", 2)
+            self.asked.append(method + b" " + place)
+            if self._wants not in request:
+                connection.sendall(load.answer(status="407 Proxy Authentication Required"))
+            elif method == b"CONNECT":
+                self._tunnel(connection, place)
+                return
+            else:
+                host, path = httpx.URL(place.decode()).netloc, httpx.URL(place.decode()).raw_path
+                upstream = self._connect(host)
+                upstream.sendall(method + b" " + path + b" " + rest)
+                while data := upstream.recv(65536):
+                    connection.sendall(data)
+                return
+
+    def _tunnel(self, connection: Any, place: bytes) -> None:
+        upstream = self._connect(place)
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        back = gevent.spawn(self._pump, upstream, connection)
+        self._pump(connection, upstream)
+        back.kill()
+
+    def _pump(self, source: Any, sink: Any) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        sink.close()
+
+    def _connect(self, place: bytes) -> Any:
+        host, _, port = place.decode().rpartition(":")
+        address = "127.0.0.1" if host.endswith(".test") else host
+        return gevent.socket.create_connection((address, int(port)))
+
+
+def speaks_http2(connection: Any) -> None:
+    """Answer each stream with its number and method, in two pieces, over one connection."""
+    config = h2.config.H2Configuration(client_side=False)
+    state = h2.connection.H2Connection(config=config)
+    state.initiate_connection()
+    connection.sendall(state.data_to_send())
+    while data := connection.recv(65536):
+        for event in state.receive_data(data):
+            if isinstance(event, h2.events.StreamEnded):
+                head = [(":status", "200"), ("content-type", "application/json")]
+                state.send_headers(event.stream_id, head)
+                state.send_data(event.stream_id, b'{"stream": ')
+                state.send_data(event.stream_id, b"%d}" % event.stream_id, end_stream=True)
+        connection.sendall(state.data_to_send())
+
+
+def once(connection: Any) -> None:
+    """Answer one request and close, which ends a proxy's forwarding."""
+    load.request_of(connection)
+    connection.sendall(load.answer(more=b"connection: close\r\n"))
+
+
+def streams(connection: Any) -> None:
+    """A chat stream of three tokens, 5 ms apart."""
+    load.request_of(connection)
+    connection.sendall(load.STREAM_HEAD)
+    for number in range(3):
+        gevent.sleep(0.005)
+        connection.sendall(load.event(finish="stop" if number == 2 else None))
+    connection.sendall(load.DONE + load.END)
+
+
+def seen_through(target: Target, **more: Any) -> load.Seen:
+    return load.make_run(
+        target.url, target={}, transport=open_transport(target, target.url), **more
+    )
+
+
+@contextmanager
+def proxied(proxy: Proxy, handle: Callable[[Any], object], **options: Any) -> Iterator[Any]:
+    with load.serving(proxy) as through, load.serving(handle, **options) as url:
+        yield through, url
+
+
+# Which way
+
+
+def test_without_a_proxy_and_http2_it_is_the_transport_that_the_kernel_stamps(
+    environment: Callable[..., None],
+) -> None:
+    for trust_env, named in ((True, {}), (False, {"HTTP_PROXY": "http://127.0.0.1:9"})):
+        environment(**named)
+        target = Target(url="http://a.test", trust_env=trust_env)
+        assert type(open_transport(target, target.url)) is Transport
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTP_PROXY": "http://p:1"},
+        {"http_proxy": "p:1"},
+        {"HTTPS_PROXY": "http://p:1"},
+        {"ALL_PROXY": "http://p:1", "HTTP_PROXY": "http://q:1"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "a.test"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": ".a.test, B.test"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "a.test:8080,10.1.2.3"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "https://a.test,http://b.test:8080"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "fd00::1,all://sub.a.test"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "x.test,*"},
+        {"NO_PROXY": "a.test"},
+    ],
+    ids=str,
+)
+def test_the_environments_proxy_is_the_one_that_httpx_would_use(
+    environment: Callable[..., None], variables: dict[str, str]
+) -> None:
+    environment(**variables)
+    hosts = ("a.test", "sub.a.test", "xa.test", "b.test", "10.1.2.3", "[fd00::1]")
+    with httpx.Client() as http:
+        for host in hosts:
+            for end in ("", ":8080", ":443"):
+                for scheme in ("http", "https"):
+                    url = httpx.URL(f"{scheme}://{host}{end}/x")
+                    pool = getattr(http._transport_for_url(url), "_pool", None)
+                    used = getattr(pool, "_proxy_url", None)
+                    found = environment_proxy(url)
+                    assert (found and httpx.URL(found).host.encode()) == (used and used.host), url
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "api.localhost"])
+def test_a_loopback_address_is_never_sent_to_the_environments_proxy(
+    environment: Callable[..., None], host: str
+) -> None:
+    environment(ALL_PROXY="http://p:1")
+    assert environment_proxy(httpx.URL(f"http://{host}:8000")) is None
+    assert environment_proxy(httpx.URL("http://a.test")) == "http://p:1"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "problem"),
+    [
+        ("socks5://me:hidden@p:1", 'has the scheme "socks5"'),
+        ("http://me:hidden@p:x", "has a URL that cannot be read"),
+        ("http://me:hidden@", "has a URL without a host"),
+    ],
+)
+def test_a_proxy_of_the_environment_that_is_of_no_use_is_refused_before_the_load(
+    environment: Callable[..., None], proxy: str, problem: str
+) -> None:
+    environment(ALL_PROXY=proxy, NO_PROXY="http://b.test:x")
+    with pytest.raises(UserError, match=rf"proxy for a\.test {problem}; allowed is") as error:
+        open_transport(Target(url="http://a.test"), "http://a.test")
+    assert "hidden" not in str(error.value)
+
+
+# Through a proxy
+
+
+def test_a_model_call_through_the_environments_proxy_is_recorded_with_its_times(
+    environment: Callable[..., None],
+) -> None:
+    proxy = Proxy()
+    with proxied(proxy, streams) as (through, url):
+        environment(HTTP_PROXY=through)
+        place = url.replace("127.0.0.1", "model.test")
+        seen = seen_through(Target(url=place))
+        assert load.do(lambda user: user.chat("hi"), seen)
+        report = seen.report()
+    assert proxy.asked == [b"POST " + place.encode() + b"/v1/chat/completions"]
+    assert load.metrics(report, "chat") >= {"ttft", "itl", "e2el", "send_lag", "connect"}
+    ttft, e2el = (report.measured[load.STAGE, "chat", m].histogram.max for m in ("ttft", "e2el"))
+    assert 5 * load.MS < ttft < e2el - 5 * load.MS
+    assert seen.run.transport.clock == (
+        f"monotonic, stamped in user space: through the proxy {through}"
+    )
+
+
+def test_https_goes_through_a_tunnel_and_the_tunnel_counts_as_connecting(
+    authority: dict[str, Path],
+) -> None:
+    class Slow(Proxy):
+        def _connect(self, place: bytes) -> Any:
+            gevent.sleep(0.1)
+            return super()._connect(place)
+
+    proxy, server = Slow(), Counting()
+    with proxied(proxy, server, **tls(authority)) as (through, url):
+        target = Target(url=url, verify=authority["ca"], proxy=through)
+        with httpx.Client(transport=open_transport(target, url), base_url=url) as http:
+            first, second = stamps_of(http.get("/")), stamps_of(http.get("/"))
+    assert proxy.asked == [b"CONNECT " + url.removeprefix("https://").encode()]
+    assert (server.connections, server.requests) == (1, 2)
+    assert first.connect_ns > 0.09 * load.S
+    assert second.connect_ns == 0
+    for stamps in (first, second):
+        assert stamps.sent_ns <= stamps.first_byte_ns <= stamps.read_ns <= time.monotonic_ns()
+
+
+def test_the_clients_own_requests_and_calls_with_hooks_go_the_same_way() -> None:
+    proxy = Proxy()
+
+    def task(user: Any) -> None:
+        user.client.get("/models")
+        user.client.event_hooks = {"request": [lambda _: None]}
+        user.predict({"instances": [1]})
+
+    with proxied(proxy, once) as (through, url):
+        seen = seen_through(Target(url=url, proxy=through))
+        assert load.do(task, seen)
+    assert [place.rpartition(b"/")[2] for place in proxy.asked] == [b"models", b"predict"]
+    assert load.metrics(seen.report(), "predict") >= {"e2el", "send_lag", "connect"}
+
+
+def test_a_stream_is_stamped_piece_by_piece_as_it_is_read() -> None:
+    with proxied(Proxy(), streams) as (through, url):
+        target = Target(url=url, proxy=through)
+        with (
+            httpx.Client(transport=open_transport(target, url), base_url=url) as http,
+            http.stream("GET", "/") as response,
+        ):
+            stamps = stamps_of(response)
+            reads = [stamps.read_ns for _ in response.iter_raw()]
+    assert stamps.first_byte_ns <= reads[0]
+    assert reads == sorted(reads)
+    assert reads[-1] - reads[0] > 9 * load.MS
+    assert stamps.read_ns >= reads[-1]
+
+
+def test_a_user_and_password_are_sent_to_the_proxy_alone() -> None:
+    proxy = Proxy(wants=b"Proxy-Authorization: Basic bWU6c2VjcmV0")
+    heads: list[bytes] = []
+
+    def note(connection: Any) -> None:
+        heads.append(load.request_of(connection))
+        connection.sendall(load.answer(more=b"connection: close\r\n"))
+
+    with proxied(proxy, note) as (through, url):
+        known = through.replace("//", "//me:secret@")
+        seen = seen_through(Target(url=url, proxy=known))
+        assert load.do(lambda user: user.predict({"x": 1}), seen)
+        clock = seen.run.transport.clock
+    assert len(heads) == 1
+    assert "secret" not in clock
+    assert "me" not in clock.rpartition(" ")[2]
+
+
+@pytest.mark.parametrize("tunnel", [False, True])
+def test_a_proxy_that_refuses_or_is_down_is_named_in_the_failure(
+    authority: dict[str, Path], tunnel: bool
+) -> None:
+    def task(user: Any) -> None:
+        user.predict({"x": 1})
+
+    with load.serving(Proxy(wants=b"never")) as through:
+        target = Target(url=f"{'https' if tunnel else 'http'}://a.test:1", proxy=through)
+        seen = seen_through(target)
+        assert not load.do(task, seen)
+    (step,) = seen.steps
+    if tunnel:
+        assert step.failure == "connect"
+        assert step.detail["error"].startswith(f"through the proxy {through}: 407")
+    else:
+        assert step.failure == "status 407"
+    seen = seen_through(target)  # nobody listens there now
+    assert not load.do(task, seen)
+    (step,) = seen.steps
+    assert step.failure == "connect"
+    assert step.detail["error"].startswith(f"through the proxy {through}: ")
+
+
+def test_more_requests_at_a_time_than_httpx_would_allow_are_not_queued() -> None:
+    together = 150
+    waiting: list[Any] = []
+    everybody = gevent.event.Event()
+
+    def all_at_once(connection: Any) -> None:
+        load.request_of(connection)
+        waiting.append(connection)
+        if len(waiting) == together:
+            everybody.set()
+        everybody.wait()
+        connection.sendall(load.answer(more=b"connection: close\r\n"))
+
+    with proxied(Proxy(), all_at_once) as (through, url):
+        seen = seen_through(Target(url=url, proxy=through))
+        users = [
+            gevent.spawn(load.do, lambda user: user.predict({"x": 1}), seen)
+            for _ in range(together)
+        ]
+        gevent.joinall(users, timeout=30)
+        assert all(user.value for user in users)
+
+
+def test_what_goes_straight_is_stamped_by_our_own_clock(
+    environment: Callable[..., None],
+) -> None:
+    environment(HTTP_PROXY="http://127.0.0.1:9")
+    with load.serving(Counting()) as url:
+        seen = seen_through(Target(url=url))
+        transport = seen.run.transport
+        assert isinstance(transport, RoutedTransport)
+        assert load.do(lambda user: user.predict({"x": 1}), seen)
+        assert transport.clock in (KERNEL, USER)
+
+
+# HTTP/2
+
+
+def test_calls_over_http2_share_a_connection_and_are_recorded(
+    authority: dict[str, Path],
+) -> None:
+    served = tls(authority)
+    served["ssl_context"].set_alpn_protocols(["h2"])
+    accepted: list[Any] = []
+
+    def serve(connection: Any) -> None:
+        accepted.append(connection)
+        speaks_http2(connection)
+
+    with load.serving(serve, **served) as url:
+        target = Target(url=url, verify=authority["ca"], http2=True)
+        seen = seen_through(target)
+
+        def task(user: Any) -> None:
+            values = [user.predict({"x": 1}).value, user.client.get("/a").json()]
+            assert [value["stream"] for value in values] == [1, 3]
+
+        assert load.do(task, seen)
+        assert seen.run.transport.clock == "monotonic, stamped in user space: HTTP/2"
+    assert len(accepted) == 1
+    assert load.metrics(seen.report(), "predict") >= {"e2el", "service", "send_lag", "connect"}
+
+
+def test_the_users_of_a_whole_load_share_a_connection_over_http2(
+    authority: dict[str, Path], tmp_path: Path
+) -> None:
+    served = tls(authority)
+    served["ssl_context"].set_alpn_protocols(["h2"])
+    accepted: list[Any] = []
+
+    def serve(connection: Any) -> None:
+        accepted.append(connection)
+        speaks_http2(connection)
+
+    with load.serving(serve, **served) as url:
+        plan = load.write_plan(
+            tmp_path,
+            "class U(ModelUser):\n    @task\n    def ask(self):\n        self.predict({})\n",
+            url=url,
+            load="{ name: steady, arrivals: constant 200/s, for: 1s }",
+            target={"api": "json", "http2": True, "verify": str(authority["ca"])},
+        )
+        loaded = load.run_here(plan)
+    assert loaded.load().finished == 200
+    assert not loaded.kinds()
+    assert loaded.samples("send_lag") == 200
+    assert loaded.done.clock == "monotonic, stamped in user space: HTTP/2"
+    assert len(accepted) == 1
+
+
+def test_a_target_that_declines_http2_is_told_apart(authority: dict[str, Path]) -> None:
+    with load.serving(Counting(), **tls(authority)) as url:
+        seen = seen_through(Target(url=url, verify=authority["ca"], http2=True))
+        assert load.do(lambda user: user.predict({"x": 1}), seen)
+        assert seen.run.transport.clock == (
+            "monotonic, stamped in user space: HTTP/2 offered, HTTP/1.1 spoken"
+        )
+
+
+def test_http2_is_not_offered_on_connections_of_our_own(authority: dict[str, Path]) -> None:
+    """httpx puts what it offers into the SSL context that it is given."""
+    served = tls(authority)
+    served["ssl_context"].set_alpn_protocols(["http/1.1"])
+    agreed: list[str | None] = []
+    server = Counting()
+
+    def serve(connection: Any) -> None:
+        agreed.append(connection.selected_alpn_protocol())
+        server(connection)
+
+    with load.serving(serve, **served) as url:
+        target = Target(url=url, verify=authority["ca"], http2=True)
+        transport = open_transport(target, url)
+        with httpx.Client(transport=transport, base_url=url) as http:
+            request = http.build_request("GET", "/")
+            for send in (transport.handle_request, partial(Transport.handle_request, transport)):
+                assert send(request).status_code == 200
+    assert agreed == ["http/1.1", None]
