@@ -173,12 +173,16 @@ def observed(verdict: BudgetVerdict) -> str:
 
 
 def interval(verdict: BudgetVerdict) -> str:
-    """`1,097 – 1,216 ms`; an end that the sample cannot give is a question mark."""
+    """`1,097 – 1,216 ms`; an end that the sample cannot give is a question mark.
+
+    What has no bounds, like a maximum or the worst of several windows, has a dash.
+    """
     if verdict.outcome is Outcome.INVALID:
         return "not judged"
     ends = (verdict.low, verdict.high)
     if ends == (None, None):
-        return "–" if verdict.observed is None or verdict.budget.quantile is None else "? – ?"
+        bounded = verdict.budget.quantile is not None and verdict.budget.over_ns is None
+        return "? – ?" if bounded and verdict.observed is not None else "–"
     low, high = ("?" if e is None else format_value(verdict.budget, e) for e in ends)
     number_of, space, unit = low.partition(NARROW_SPACE)
     if space and high.endswith(space + unit):
