@@ -177,6 +177,19 @@ def test_an_undecided_quantile_says_how_long_to_run_on(judged: Judged) -> None:
     assert "has 1,000" in reason
 
 
+def test_a_gross_failure_fails_in_a_run_that_is_too_short_to_pass(save_run: SaveRun) -> None:
+    """Thirty requests in ten seconds that grow from 20 to 65 ms: one long spell."""
+
+    def fill(recorder: Recorder, i: int) -> None:
+        replies([(20 + 5 * i) * MS] * 3, intervals=1, lag=MS // 10)(recorder, 0)
+
+    short = {"stages": [stage(end_s=10)], "intervals": 10}
+    for text, outcome in (("p50 < 1ms", FAIL), ("p50 < 11ms", INCONCLUSIVE), ("p99 < 11ms", FAIL)):
+        budget = f"chat.ttft {text}"
+        recording = save_run(fill, budgets=[budget], **short)
+        assert only(judge(recording, [parse_budget(budget)])).outcome is outcome, text
+
+
 # --- lower limits, means, maxima, rates ------------------------------------------------------------
 
 

@@ -70,15 +70,17 @@ def quantile_evidence(
     upper: bool = True,
     in_system_s: float | None = None,
     runs: tuple[int, ...] | None = None,
+    far_beyond: bool = False,
 ) -> QuantileEvidence:
     """Judge "the q-quantile is below a limit" from samples in windows.
 
     `over` is the exact number of samples of each window beyond the limit: above it for an `upper`
-    limit, at or below it for a lower one. See `dependence` for `in_system_s` and `runs`. Raises
-    ValueError without samples.
+    limit, at or below it for a lower one. `far_beyond` says that all are so by a factor of two or
+    more, which a spell hardly does to a quantile that keeps its limit: then each effective window
+    counts. See `dependence` for `in_system_s` and `runs`. Raises ValueError without samples.
     """
     found = dependence(windows, q, in_system_s=in_system_s, runs=runs)
-    count = _Count.of(frame_of(windows, runs), over, 1 - q if upper else q, found)
+    count = _Count.of(frame_of(windows, runs), over, 1 - q if upper else q, found, far_beyond)
     to_pass, to_fail = count.vif_pass(confidence), count.vif_fail(confidence)
     highest = share_bounds(count.n, count.k, confidence, vif=to_pass)[1]
     lowest = share_bounds(count.n, count.k, confidence, vif=to_fail)[0]
@@ -123,12 +125,20 @@ class _Count:
     within: float
     between: float
     found: Dependence
+    far_beyond: bool
 
     @classmethod
-    def of(cls, frame: Frame, over: IntArray, allowed: float, found: Dependence) -> _Count:
+    def of(
+        cls,
+        frame: Frame,
+        over: IntArray,
+        allowed: float,
+        found: Dependence,
+        far_beyond: bool,
+    ) -> _Count:
         counts, n, k = frame.counts(over), frame.windows.total, int(over.sum())
         within = frame.power(counts).vif(k, n, found.degrees)
-        return cls(n, k, allowed, within, frame.between(counts), found)
+        return cls(n, k, allowed, within, frame.between(counts), found, far_beyond)
 
     def vif_pass(self, confidence: float) -> float:
         return max(
@@ -143,7 +153,8 @@ class _Count:
             self.found.vif(confidence, thresholds=1, margin=FAIL_MARGIN),
         )
         if self.k == self.n and self.found.runs == 1:
-            return min(vif, max(1.0, _ALL_BEYOND * self.n / self.found.effective_windows))
+            each = 1 if self.far_beyond else _ALL_BEYOND
+            return min(vif, max(1.0, each * self.n / self.found.effective_windows))
         return vif
 
     def passing_tail(self, confidence: float) -> float:

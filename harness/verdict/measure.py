@@ -73,6 +73,7 @@ def _quantile_evidence(samples: Samples, budget: Budget, over: IntArray) -> Quan
         upper=budget.upper,
         in_system_s=samples.in_system_s,
         runs=samples.runs,
+        far_beyond=samples.far_beyond(budget),
     )
 
 

@@ -39,6 +39,12 @@ class Samples:
         n = self.windows.n
         return (n - self.most, n - self.fewest)
 
+    def far_beyond(self, budget: Budget) -> bool:
+        """Whether every sample misses the budget's limit by a factor of two or more."""
+        if budget.upper:
+            return bool((self.windows.value >= 2 * budget.limit).all())
+        return self.largest <= budget.limit / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:

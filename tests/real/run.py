@@ -83,7 +83,7 @@ def check_alone(ran: Ran, ledger: Ledger) -> None:
 
 
 def check_chat(ran: Ran, ledger: Ledger) -> None:
-    ledger.expect("enough samples decided p95 (59 at least)", len(ran.pairs) >= 59)
+    ledger.expect("there were replies enough, 59 at least,", len(ran.pairs) >= 59)
     _check_generation(ran, ledger)
     _check_reply_times(ran, ledger)
 

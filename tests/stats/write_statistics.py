@@ -217,8 +217,8 @@ def by_size(cells: one_run.Cells, of_size: Callable[[one_run.Cells, int], str]) 
 def windows_line(found: tuple[int, tuple[float, float, float]]) -> str:
     runs, (wrong, holds, finds) = found
     return (
-        f"{runs} runs of 30 windows with 1,000 samples each, p95: with every window's truth at the "
-        f"limit {100 * wrong:.1f} % FAIL; 20 % under it {100 * holds:.0f} % PASS; with one window\n"
+        f"{runs} runs of 30 windows with 1,000 samples each, p95: with every window's truth at the\n"
+        f"limit {100 * wrong:.1f} % FAIL; 20 % under it {100 * holds:.0f} % PASS; with one window "
         f"60 % slower {100 * finds:.0f} % FAIL."
     )
 
