@@ -8,7 +8,7 @@ histogram and forgets the exact minimum and maximum.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import math
 import struct
 import zlib
@@ -230,7 +230,7 @@ def decode_cells(blobs: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
 def _inflate(blob: str) -> bytes:
     """Return the encoded counts of a blob, after checking every length and the layout."""
     try:
-        raw = base64.b64decode(blob, validate=True)
+        raw = binascii.a2b_base64(blob, strict_mode=True)
         cookie, length = struct.unpack_from(">II", raw)
         data = zlib.decompressobj().decompress(raw[8 : 8 + length], _MAX_INFLATED + 1)
         if len(data) > _MAX_INFLATED:
@@ -255,8 +255,8 @@ def _varints(data: npt.NDArray[np.uint8]) -> tuple[IntArray, IntArray]:
     lengths = ends - starts
     if len(ends) and lengths.max() > _MAX_VARINT:
         raise RecordingError("histogram blob is damaged: a count of more than 56 bits")
-    used = data[: ends[-1]] if len(ends) else data[:0]
-    place = np.arange(len(used)) - np.repeat(starts, lengths)
-    parts = (used & 0x7F).astype(np.int64) << (7 * place)
-    raw = np.add.reduceat(parts, starts) if len(starts) else parts
+    raw = (data[starts] & 0x7F).astype(np.int64)
+    for place in range(1, int(lengths.max(initial=1))):
+        longer = np.flatnonzero(lengths > place)
+        raw[longer] |= (data[starts[longer] + place] & 0x7F).astype(np.int64) << (7 * place)
     return (raw >> 1) ^ -(raw & 1), ends
