@@ -274,7 +274,9 @@ def ab(
     plans = interleaved.plans(interleaved.limited(plan, limit, budgets), a, b, b_set)
     turns = interleaved.turns(plan, block, pause)
     once = "" if plan.repeat == 1 else "repeat is not used: blocks are repeated instead"
-    for said in filter(None, (once, warning(plan))):
+    early = plan.abort_on or any(budget.abort for budget in plan.budgets)
+    whole = "abort and abort_on are not used: both targets are played to the end" if early else ""
+    for said in filter(None, (once, whole, warning(plan))):
         click.echo(_scrubbed(ctx, f"harness: warning: {said}"), err=True)
     folder = out or default_folder(f"{plan.name}-ab")
     with _live(quiet=quiet) as show:
