@@ -5,9 +5,9 @@
     step       ::= segment { "/" segment }        ; "run" is every root step together
     segment    ::= ( letter | digit | "_" | "-" )+
     metric     ::= what stands after the last dot: a key of METRICS
-    statistic  ::= "p" number | "mean" | "max"    ; times and tokens need one, shares and rates none
+    statistic  ::= "p" number | "mean" | "max"    ; shares and rates take none, others need one
     op         ::= "<" | "<=" | ">" | ">="
-    value      ::= number unit                    ; 800ms (times), 500 (tokens), 0.1% (shares), 20/s
+    value      ::= number unit | "$" number       ; 800ms, 500 (tokens), 0.1%, 20/s, $0.002
     duration   ::= number unit                    ; 10s: every window of that length must hold
     stage      ::= segment
 
@@ -15,6 +15,7 @@
     answer/generate.e2el p99.9 <= 10s
     run.error_rate < 0.1%
     chat.e2el p95 < 4s over 10s
+    chat.cost mean < $0.002
     chat.e2el p99 regression < 5%
 
 `regression` limits how much worse a run may be than its baseline. Of a quantile or mean it is the
@@ -31,14 +32,14 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from difflib import get_close_matches
 from typing import Literal, cast
 
 from harness.errors import BudgetSyntaxError
-from harness.units import TimeUnit, parse_duration, parse_rate, parse_share
+from harness.metrics import METRICS, Kind, Metric
+from harness.units import TimeUnit, parse_duration, parse_money, parse_rate, parse_share
 
-Kind = Literal["time", "tokens", "share", "rate"]
 Op = Literal["<", "<=", ">", ">="]
 
 RUN = "run"
@@ -48,131 +49,6 @@ SHORTEST_WINDOW_NS = 1_000_000_000
 WINDOW_STEP_NS = 100_000_000  # the finest recording interval: windows are made of whole ones
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One thing that is measured; `definition` is printed beside every number of it."""
-
-    name: str
-    kind: Kind
-    definition: str
-    per_request: bool
-    """True when a request yields at most one sample of it."""
-
-
-def _metric(name: str, kind: Kind, definition: str, *, per_request: bool = True) -> Metric:
-    return Metric(name=name, kind=kind, definition=definition, per_request=per_request)
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _metric(
-            "ttft",
-            "time",
-            "Time to first token: first event with non-empty content, reasoning or tool-call delta "
-            "− start. A role-only or empty delta is not a token.",
-        ),
-        _metric(
-            "ttfo",
-            "time",
-            "Time to first output: first event with non-empty visible content − start. Reasoning "
-            "and tool calls are not visible.",
-        ),
-        _metric(
-            "itl",
-            "time",
-            "Inter-token latency: gap between successive token events, one sample per gap. Tokens "
-            "that came in one event share a stamp and make no gap.",
-            per_request=False,
-        ),
-        _metric(
-            "tpot",
-            "time",
-            "Time per output token: (last token event − first token event) ÷ (output tokens − 1), "
-            "one sample per request. Absent, not 0, for one-token replies.",
-        ),
-        _metric(
-            "e2el",
-            "time",
-            "End-to-end latency, the response time: end of the reply's stream − start. Start is "
-            "the planned arrival, so waiting to be sent counts. Successful requests only.",
-        ),
-        _metric(
-            "e2el_all",
-            "time",
-            "End-to-end latency including failures: as e2el, with each failed or timed-out request "
-            "standing at its timeout, which its true time is known to reach or exceed.",
-        ),
-        _metric(
-            "service",
-            "time",
-            "Service time: end of the reply's stream − sent, when the request's first byte was "
-            "handed to the kernel. What the target took, without the wait before it.",
-        ),
-        _metric(
-            "service_ttft",
-            "time",
-            "Service time to first token: as ttft, from sent instead of start.",
-        ),
-        _metric(
-            "request",
-            "time",
-            "Request time: end of the reply − call, of one HTTP request that the scenario makes "
-            "itself inside the step.",
-        ),
-        _metric(
-            "send_lag",
-            "time",
-            "Send lag: sent − planned, less the wait for a free user and the time to connect. The "
-            "load generator's delay, not the target's.",
-        ),
-        _metric(
-            "slot_wait",
-            "time",
-            "Wait for a free user: how long a planned arrival waited because max_in_flight "
-            "requests were running. Part of the response time.",
-        ),
-        _metric(
-            "connect",
-            "time",
-            "Time to connect: DNS, TCP and TLS, for requests that needed a new connection. Part of "
-            "the response time.",
-        ),
-        _metric(
-            "input_tokens",
-            "tokens",
-            "Tokens of the prompt, as the target's usage report counts them.",
-        ),
-        _metric(
-            "output_tokens",
-            "tokens",
-            "Tokens of the reply: the target's usage report where it sends one, else counted "
-            "token events.",
-        ),
-        _metric(
-            "error_rate",
-            "share",
-            "Failed requests ÷ all requests. Failed by kind: connect, timeout, reset, status, "
-            "truncated stream or body, malformed event, invalid reply, cut off by the end of the "
-            "run.",
-            per_request=False,
-        ),
-        _metric(
-            "goodput",
-            "share",
-            "Requests that met every per-request latency budget ÷ all requests. Failed requests "
-            "count as missed.",
-            per_request=False,
-        ),
-        _metric(
-            "rate",
-            "rate",
-            "Successful requests that ended within the stage ÷ its duration.",
-            per_request=False,
-        ),
-    )
-}
-
 GOODPUT_METRICS = ("ttft", "ttfo", "tpot", "e2el")
 
 _ALLOWED_VALUE: dict[Kind, str] = {
@@ -180,8 +56,9 @@ _ALLOWED_VALUE: dict[Kind, str] = {
     "tokens": "a number of tokens, like 500",
     "share": "a share, like 0.1%",
     "rate": "a rate, like 20/s",
+    "money": "an amount of US dollars, like $0.002",
 }
-_ALLOWED_STATISTIC = "p50, p95, p99, p99.9 (any quantile between p0 and p100), mean or max"
+_ALLOWED_STATISTIC = "p50, p95, p99, p99.9 (any quantile from p1 to below p100), mean or max"
 _OPS = ("<", "<=", ">", ">=")
 _MEANT_METRIC = {
     "latency": "e2el",
@@ -206,6 +83,11 @@ _MEANT_METRIC = {
     "qps": "rate",
     "request_rate": "rate",
     "tokens": "output_tokens",
+    "price": "cost",
+    "costs": "cost",
+    "spend": "cost",
+    "dollars": "cost",
+    "usd": "cost",
 }
 _MEANT_CHANGE = ("change", "increase", "growth", "delta", "degradation", "worse")
 _MEANT_STATISTIC = {"avg": "mean", "average": "mean", "med": "p50", "median": "p50"}
@@ -216,6 +98,7 @@ _OP = re.compile(r"[<>=!≤≥]+")
 _VALUE = re.compile(r"[0-9.]+\s+(?!(?:in|over)(?:\s|$))\S+|\S+")
 _WORD = re.compile(r"\S+")
 _QUANTILE = re.compile(r"p([0-9]{1,3}(?:\.[0-9]{1,6})?)")
+_FINEST_QUANTILE = Decimal("0.000001")
 _FOREIGN_QUANTILE = re.compile(r"[pP]?[(_]?([0-9]+(?:\.[0-9]+)?)(?:\)|th|%)?")
 _TOKENS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(?:\s*tokens?)?")
 
@@ -224,10 +107,10 @@ _TOKENS = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(?:\s*tokens?)?")
 class Budget:
     """A declared limit on one statistic of one metric of one step.
 
-    `limit` is in nanoseconds, tokens, a share of 1, or per second, by the metric's kind; of a
-    `regression` it is a share. `stage` is None when each recorded stage is judged by itself.
-    `over_ns` is the length of the windows of which each must hold, None for the stage as a whole.
-    `abort` ends the load when the budget can no longer be met. `parse_budget(budget.text,
+    `limit` is in nanoseconds, tokens, a share of 1, per second or nano-dollars, by the metric's
+    kind; of a `regression` it is a share. `stage` is None when each recorded stage is judged by
+    itself. `over_ns` is the length of the windows of which each must hold, None for the stage as a
+    whole. `abort` ends the load when the budget can no longer be met. `parse_budget(budget.text,
     confidence=budget.confidence, abort=budget.abort)` gives the same budget again.
     """
 
@@ -252,7 +135,7 @@ class Budget:
 
     @property
     def threshold(self) -> int:
-        """The largest whole value (ns, tokens) that is not over the limit.
+        """The largest whole value (ns, tokens, n$) that is not over the limit.
 
         Of a lower limit it is the largest value that is under it.
         """
@@ -272,7 +155,7 @@ class Budget:
 
     @property
     def kind(self) -> Kind:
-        """What the limit is: a time, tokens, a share or a rate."""
+        """What the limit is: a time, tokens, a share, a rate or money."""
         return "share" if self.regression else METRICS[self.metric].kind
 
     @property
@@ -475,10 +358,11 @@ class _Reader:
                 column, f'found "{word}"; allowed are {_ALLOWED_STATISTIC}{_meant_statistic(word)}'
             )
         percent = Decimal(found[1])
-        if not 0 < percent < 100:
-            hint = '; did you mean "max"?' if percent == 100 else ""
+        if not 1 <= percent < 100:
+            meant = "max" if percent == 100 else _meant_quantile(percent)
+            hint = f'; did you mean "{meant}"?' if meant else ""
             raise self.fail(
-                column, f'found "{word}"; a quantile lies between p0 and p100, both excluded{hint}'
+                column, f'found "{word}"; allowed is a quantile from p1 to below p100{hint}'
             )
         return f"p{percent.normalize():f}", float(percent / 100)
 
@@ -527,7 +411,7 @@ class _Reader:
                 f'found "{word}", but {metric.name} should be high, so its limit is a lower one; '
                 f'did you mean "{word.replace("<", ">")}"?',
             )
-        if not upper and (metric.kind == "time" or metric.name == "error_rate"):
+        if not upper and (metric.kind in ("time", "money") or metric.name == "error_rate"):
             raise self.fail(
                 column,
                 f'found "{word}", but {metric.name} should be low, so its limit is an upper one; '
@@ -628,11 +512,19 @@ def _without_step(word: str) -> str:
 def _meant_statistic(word: str) -> str:
     meant = _MEANT_STATISTIC.get(word.lower())
     quantile = _FOREIGN_QUANTILE.fullmatch(word)
-    if quantile and 0 < float(quantile[1]) < 100:
-        meant = f"p{quantile[1]}"
+    if quantile:
+        meant = _meant_quantile(Decimal(quantile[1]))
     if not meant and word.lower() in ("mean", "max"):
         meant = word.lower()
     return f'; did you mean "{meant}"?' if meant else ""
+
+
+def _meant_quantile(percent: Decimal) -> str | None:
+    """Return the quantile that a number is likely to stand for, 0.95 being p95; None for none."""
+    percent = percent * 100 if Decimal("0.5") <= percent < 1 else percent
+    if not 1 <= percent < 100:
+        return None
+    return f"p{percent.quantize(_FINEST_QUANTILE, ROUND_DOWN).normalize():f}"
 
 
 def _limit(kind: Kind, text: str) -> float:
@@ -642,6 +534,8 @@ def _limit(kind: Kind, text: str) -> float:
         return parse_share(text)
     if kind == "rate":
         return parse_rate(text)
+    if kind == "money":
+        return float(parse_money(text))
     found = _TOKENS.fullmatch(text)
     if not found:
         raise ValueError(f"{text!r} is not one")

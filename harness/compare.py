@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from harness.budget import METRICS, RUN, Budget, Kind, parse_budget
-from harness.errors import ExitCode, UserError
+from harness.budget import RUN, Budget, near_miss, parse_budget
+from harness.errors import BudgetSyntaxError, ExitCode, UserError
 from harness.health import Health, assess
+from harness.metrics import METRICS, Kind
 from harness.recorder import Recording
 from harness.stats.regression import Change
 from harness.verdict import BudgetVerdict, Outcome, Verdict, judge
@@ -41,7 +42,7 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        """What the values are: a time, tokens, a share or a rate."""
+        """What the values are: a time, tokens, a share, a rate or money."""
         return METRICS[self.metric].kind
 
     @property
@@ -133,10 +134,24 @@ def compare(
 def regressions(pair: Pair, limit: str | None, texts: Sequence[str]) -> tuple[Budget, ...]:
     """Return the regression budgets that `limit` and `texts` say.
 
-    Raises BudgetSyntaxError for a text that is no budget, UserError for one that is no regression.
+    Raises BudgetSyntaxError for a text that is no budget, UserError for one that is no regression
+    or about a step that neither run has.
     """
     declared = declared_regressions(texts)
+    _check_steps(pair, declared)
     return declared if limit is None else (*declared, *limited(pair, limit))
+
+
+def _check_steps(pair: Pair, budgets: Sequence[Budget]) -> None:
+    """Refuse a budget of a step that neither run has: it would never be judged."""
+    both = (pair.base, pair.candidate)
+    known = {step: None for run in both for s in run.stages for step in run.steps(s.name)}
+    for budget in budgets:
+        if known and budget.step not in (RUN, *known):
+            raise UserError(
+                f'--budget: found the step "{budget.step}"; the runs have {", ".join(known)}, '
+                f"and {RUN} is every root step together{near_miss(budget.step, list(known))}"
+            )
 
 
 def declared_regressions(texts: Sequence[str]) -> tuple[Budget, ...]:
@@ -156,7 +171,7 @@ def limited(pair: Pair, limit: str, confidence: float = CONFIDENCE) -> tuple[Bud
 
     Where no step has enough samples for one, all are limited together, so that something is judged.
 
-    Raises BudgetSyntaxError for a limit that is not a share above 0.
+    Raises UserError for a limit that is not a share above 0.
     """
     like = p99_limit(limit, confidence)
     found = tuple(
@@ -178,9 +193,12 @@ def limited(pair: Pair, limit: str, confidence: float = CONFIDENCE) -> tuple[Bud
 def p99_limit(limit: str, confidence: float = CONFIDENCE) -> Budget:
     """Limit the regression of the p99 of e2el of all steps together.
 
-    Raises BudgetSyntaxError for a limit that is not a share above 0.
+    Raises UserError for a limit that is not a share above 0.
     """
-    return parse_budget(f"{RUN}.e2el p99 regression < {limit}", confidence=confidence)
+    try:
+        return parse_budget(f"{RUN}.e2el p99 regression < {limit}", confidence=confidence)
+    except BudgetSyntaxError:
+        raise UserError(f'--limit: found "{limit}"; allowed is a share like 5%') from None
 
 
 def _groups(pair: Pair) -> list[str]:
@@ -247,6 +265,8 @@ def _shown(pair: Pair, group: str, step: str) -> Iterator[tuple[str, str]]:
             for name, (_, fewest) in _PERCENTILES.items():
                 if _enough(pair, group, step, metric, fewest):
                     yield metric, name
+        if _enough(pair, group, step, "cost", 1):
+            yield "cost", "mean"
     sides = pair.sides(group)
     if any(side.recording.requests(s.name, step).n_failed for side in sides for s in side.stages):
         yield "error_rate", ""

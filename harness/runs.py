@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.budget import RUN, Budget, parse_budget
-from harness.errors import ExitCode, HarnessError
+from harness.errors import ExitCode, HarnessError, RecordingError
 from harness.plan import Plan, check_steps, masked, secrets
 from harness.recorder import (
     Recording,
@@ -26,6 +25,7 @@ from harness.recorder.folder import HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE, RU
 from harness.swarm import frames
 from harness.swarm.abort import Aborted, Watch
 from harness.swarm.collect import Beginning, Ended, Workers, check_probes
+from harness.swarm.interrupts import Interrupts, signals_like_ctrl_c
 from harness.swarm.manifest import (
     describe,
     interval_for,
@@ -42,13 +42,23 @@ LOG_FILE = "locust.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A finished run: where it is, what it came to, which files were written."""
+    """A finished run: where it is, what it came to, which files were written.
+
+    `unsaved` says why not all that was measured was saved, `unwritten` why the reports were not.
+    """
 
     folder: Path
     recording: Recording
     verdict: Verdict
-    files: tuple[Path, ...]
     exit_code: ExitCode
+    files: tuple[Path, ...] = ()
+    unsaved: str = ""
+    unwritten: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person must be told beside the verdict."""
+        return tuple(filter(None, (self.unsaved, self.unwritten)))
 
 
 def run_plan(
@@ -61,30 +71,31 @@ def run_plan(
     """Run a plan's load, as often as it says, and judge it; regressions against `baseline`.
 
     Raises UserError for a scenario or plan that cannot run, TargetError when the preflight fails;
-    no load has run then, and no folder is left.
+    no load has run then, and no folder is left. A load that has run is judged, whatever happens to
+    the disk meanwhile.
     """
     interval_ns = interval_for(plan)
     saved = "before the load started; nothing was saved"
     try:
-        with sigterm_like_ctrl_c():
+        with signals_like_ctrl_c():
             with ExitStack() as stack:
                 url = stack.enter_context(target_url(plan))
-                is_new = not out.exists()
                 folder = RunFolder.create(
                     out,
                     describe(plan, url, stage_windows(plan), interval_ns),
                     secrets=secrets(plan),
                 )
-                undo = stack.enter_context(removed_on_error(out, is_new=is_new))
+                undo = stack.enter_context(removed_on_error(out, is_new=folder.is_new))
                 load = _Load(plan, url, folder, interval_ns, on_progress)
                 with load.workers(1) as workers:
                     ready = workers.ready()
                     check_preflight(plan, ready, url)
-                    undo.pop_all()
-                    saved = f"while reporting; the run is saved, go on with: harness gate {out}"
                     folder.update(clock=ready.clock)
-                    ended = load.run(workers)
-            return judge_folder(out, baseline=baseline, interrupted=ended.interrupted)
+                    with kept_once_begun(undo, folder):
+                        saved = f"while reporting; the run is saved: harness report {out}"
+                        ended = load.run(workers)
+            result = judge_folder(out, baseline=baseline, interrupted=ended.interrupted)
+            return with_reports(replace(result, unsaved=ended.unsaved), out, baseline=baseline)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(saved) from None
 
@@ -104,20 +115,32 @@ def judge_folder(
     baseline: Recording | None = None,
     interrupted: bool = False,
 ) -> Result:
-    """Judge a saved run, by its own plan's budgets or by another's, and write its reports."""
+    """Judge a saved run, by its own plan's budgets or by another's; writes nothing."""
     recording = load_recording(folder)
     budgets = budgets_of(recording) if plan is None else plan.budgets
     together = plan.multiple_testing if plan else recording.run.get("multiple_testing", "none")
     verdict = judge(recording, budgets, baseline=baseline, holm=together == "holm")
-    files = write_reports(folder, recording, verdict, baseline=baseline)
+    if plan is not None:
+        verdict = replace(verdict, judged_by=plan.path.name if plan.path else plan.name)
     code = ExitCode.INTERRUPTED if interrupted else verdict.exit_code
-    return Result(folder=folder, recording=recording, verdict=verdict, files=files, exit_code=code)
+    return Result(folder=folder, recording=recording, verdict=verdict, exit_code=code)
+
+
+def with_reports(result: Result, folder: Path, *, baseline: Recording | None = None) -> Result:
+    """Write a judged run's reports into a folder; where they cannot be, the result says why."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = write_reports(folder, result.recording, result.verdict, baseline=baseline)
+    except OSError as error:
+        why = f"the reports were not written to {folder} ({error.strerror})"
+        return replace(result, unwritten=why)
+    return replace(result, files=files)
 
 
 def write_reports(
     folder: Path, recording: Recording, verdict: Verdict, *, baseline: Recording | None = None
 ) -> tuple[Path, ...]:
-    """Write every form of the report into the run's folder; returns the files, page first."""
+    """Write every form of the report into a folder; returns the files, page first."""
     from harness.report.charts import write_charts
     from harness.report.export import verdict_json
     from harness.report.facts import findings
@@ -161,6 +184,7 @@ def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
     check_probes(ready.probes, url)
     seen = [name for probe in ready.probes for name, _, _ in probe.steps]
     wanted = [budget.step for budget in plan.budgets if budget.step != RUN]
+    wanted += plan.prices.steps if plan.prices else ()
     known = known_steps(plan.scenario, seen, wanted)
     if known is not None:
         check_steps(plan, known)
@@ -169,8 +193,7 @@ def check_preflight(plan: Plan, ready: frames.Ready, url: str) -> None:
 class _Load:
     """The repetitions of one plan's load, saved into one folder.
 
-    The first Ctrl-C drains what runs, the second ends it at once. No repetition follows either, and
-    none a crash.
+    No repetition follows an interrupt, an early end or a crash.
     """
 
     def __init__(
@@ -185,7 +208,7 @@ class _Load:
         self._interval_ns, self._on_progress = interval_ns, on_progress
         self._progress = Progress(plan, stage_windows(plan), interval_ns / 1e9)
         self._workers: Workers | None = None
-        self._asked = 0
+        self._interrupts = Interrupts(lambda: [self._workers] if self._workers else [])
         self._ended = Ended()
         self._watch = Watch(plan, interval_ns / 1e9)
         self._watch.begin(stage_windows(plan))
@@ -204,15 +227,15 @@ class _Load:
     def run(self, first: Workers) -> Ended:
         """Play the load as often as the plan says, and close the folder."""
         begin = Beginning.soon()
-        with self._interruptible():
+        with self._interrupts.obeyed():
             self._workers = first
             self._ended = first.run(self._folder, self._note, begin)
             first.end()
             for number in range(2, self._plan.repeat + 1):
-                if not self._asked and not self._aborted and not self._ended.early:
+                if not (self._interrupts.came or self._aborted or self._ended.early):
                     self._repeat(number, begin)
-            self._ended.interrupted = self._asked > 0
-            close_run(self._folder, self._ended, self._plan, self._aborted)
+            self._ended.interrupted = self._interrupts.came
+            self._ended.unsaved = close_run(self._folder, self._ended, self._plan, self._aborted)
         return self._ended
 
     def _repeat(self, number: int, first: Beginning) -> None:
@@ -222,9 +245,9 @@ class _Load:
             try:
                 workers.ready()
             except HarnessError as error:
-                if not self._asked:
+                if not self._interrupts.came:
                     self._ended.crashed.append(f"repetition {number} did not start: {error}")
-            if self._asked or self._ended.crashed:
+            if self._interrupts.came or self._ended.crashed:
                 return
             begin = first.following(self._interval_ns)
             begin_s = begin.index * self._interval_ns / 1e9
@@ -235,32 +258,38 @@ class _Load:
             self._ended.include(workers.run(self._folder, self._note, begin))
 
     def _note(self, report: Report) -> None:
-        if not self._asked and not self._aborted:
+        if not (self._interrupts.came or self._aborted):
             self._aborted = self._watch.add(report)
             if self._aborted and self._workers:
                 self._workers.stop()
-        told = {"stopping": self._asked > 0, "aborted": self._aborted and self._aborted.why}
+        told = {"stopping": self._interrupts.came, "aborted": self._aborted and self._aborted.why}
         self._on_progress(self._progress.update(report) | told)
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        def interrupt(_signal: int, _frame: object) -> None:
-            self._asked += 1
-            if self._workers and self._asked == 1:
-                self._workers.stop()
-            elif self._workers:
-                self._workers.kill()
 
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def close_run(
+    folder: RunFolder, ended: Ended, plan: Plan, aborted: Aborted | None = None, **facts: Any
+) -> str:
+    """Write down how a load ended, with `facts`, and close its folder.
+
+    Returns what could not be saved, empty when all was.
+    """
+    lost = folder.close()
+    ended.lost_reports += lost
+    try:
+        _write_end(folder, ended, plan, aborted, facts)
+    except RecordingError as error:
+        return f"{error}; what was recorded before is judged"
+    told = f"{folder.path}: {lost} intervals were not saved; is the disk full?"
+    return told if lost else ""
 
 
-def close_run(folder: RunFolder, ended: Ended, plan: Plan, aborted: Aborted | None = None) -> None:
-    """Write down how a load ended, and close its folder."""
+def _write_end(
+    folder: RunFolder,
+    ended: Ended,
+    plan: Plan,
+    aborted: Aborted | None,
+    facts: Mapping[str, Any],
+) -> None:
     if ended.stopped_s is not None:
         end_s = max(ended.stopped_s, folder.run["interval_s"])
         begun = [stage for stage in folder.run["stages"] if stage["start_s"] < end_s]
@@ -273,12 +302,13 @@ def close_run(folder: RunFolder, ended: Ended, plan: Plan, aborted: Aborted | No
         crashed=ended.crashed,
         lost_reports=ended.lost_reports,
         first_failure=masked(plan, ended.first_failure or "") or None,
+        first_exception=masked(plan, ended.first_exception or "") or None,
         retries=ended.retries,
         reads={"stamped": ended.stamped, "unstamped": ended.unstamped},
         clock_steps_s=sorted(ended.stepped_s),
         clock=" and ".join(sorted(ended.clocks)) or folder.run.get("clock"),
+        **facts,
     )
-    folder.close()
 
 
 @contextmanager
@@ -296,14 +326,10 @@ def removed_on_error(folder: Path, *, is_new: bool) -> Iterator[ExitStack]:
 
 
 @contextmanager
-def sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let a SIGTERM end what runs inside as a Ctrl-C does."""
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def kept_once_begun(undo: ExitStack, *folders: RunFolder) -> Iterator[None]:
+    """Keep what `undo` would remove as soon as the load of one of its folders has begun."""
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if any(folder.begun for folder in folders):
+            undo.pop_all()

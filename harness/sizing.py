@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from harness import stats
-from harness.budget import METRICS, Budget
+from harness.budget import RUN, Budget
+from harness.metrics import METRICS
 from harness.plan import Plan, Stage
-from harness.recorder import Recording, StageWindow
+from harness.recorder import Recording
 from harness.stats.dependence import student_factor
+from harness.stats.means import FEWEST_WINDOWS
 from harness.stats.sizing import (
     DISTANCE,
     POWER,
@@ -30,11 +34,14 @@ from harness.stats.sizing import (
     share_size,
     span_size,
 )
-from harness.units import format_clock, format_count, format_share
-from harness.verdict.samples import Sampler
+from harness.swarm.manifest import interval_for
+from harness.units import format_clock, format_count, format_rate, format_share
+from harness.verdict.samples import Repetitions, joined
 
 TYPICAL_VIF = 2.0
 """Variance inflation of latencies of an open load that leaves its target some room."""
+_FACT = "a fact about the run, of whatever size, and no bound: nothing is claimed beyond it"
+_ONLY_A_RUN_TELLS = "how many samples it gets, only a run can tell: --pilot RUN"
 _STAGE_WIDTH = 12
 
 
@@ -69,6 +76,7 @@ class Need:
     `given` is None where only a pilot run can tell; it is a floor when `at_least`. `size` is None
     for what no number of samples decides better, then `note` says why. `given_s` counts all
     repetitions. With `window` all numbers are those of one of the windows of which each must hold.
+    `out_of_reach` is a rate that the planned load does not have.
     """
 
     budget: Budget
@@ -80,10 +88,13 @@ class Need:
     dependence: Dependence
     note: str = ""
     window: bool = False
+    out_of_reach: bool = False
 
     @property
     def enough(self) -> bool:
         """True when the plan gives what is needed, for all that is known."""
+        if self.out_of_reach:
+            return False
         return self.size is None or (self.given is not None and self.given >= self.size.samples)
 
     @property
@@ -113,8 +124,15 @@ def needs(
         for stage in plan.load:
             if stage.record and budget.stage in (None, stage.name):
                 whole = _need(plan, budget, stage, power, vif, known)
-                found += [whole, *([_of_a_window(whole, power)] if budget.over_ns else [])]
+                found.append(whole)
+                if budget.over_ns and _allowed(budget):  # a fact needs no windows
+                    found.append(_of_a_window(whole, power))
     return tuple(found)
+
+
+def out_of_reach(plan: Plan) -> list[str]:
+    """Say which rates are asked for that a planned load does not have."""
+    return [f"{one.budget.text}: {one.note}" for one in needs(plan) if one.out_of_reach]
 
 
 def undecidable(plan: Plan) -> list[str]:
@@ -141,46 +159,50 @@ class _Pilot:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._sampler = Sampler(recording)
 
-    def stages(self, stage: Stage) -> tuple[StageWindow, ...]:
-        """Return the repetitions of the stage of that name, else of the first one recorded."""
-        found = self._recording.repetitions(stage.name)
-        if found and found[0].record:
-            return found
-        recorded = (window.group for window in self._recording.stages if window.record)
-        return self._recording.repetitions(next(recorded, stage.name))
+    def stage(self, stage: Stage) -> Repetitions:
+        """Return the recorded stage of that name, else the first one recorded."""
+        recorded = [window.group for window in self._recording.stages if window.record]
+        group = stage.name if stage.name in recorded else next(iter(recorded), stage.name)
+        return Repetitions(self._recording, group)
 
     def rate_per_s(self, budget: Budget, stage: Stage) -> float | None:
         """Samples per second that the budget will get; None where this run cannot tell."""
-        windows = self.stages(stage)
-        n = sum(self._count(budget, window) for window in windows)
-        planned = sum(self._recording.load_totals(window.name).planned for window in windows)
+        seen = self.stage(stage)
+        n = _count(budget, seen)
         if stage.arrivals is not None:
+            planned = sum(self._recording.load_totals(one.name).planned for one in seen.stages)
             return stage.arrivals.rate_per_s * n / planned if n and planned else None
-        same = all(window.load == stage.load for window in windows)
-        lasted = sum(window.end_s - window.start_s for window in windows)
-        return n / lasted if n and same else None
+        same = all(window.load == stage.load for window in seen.stages)
+        return n / seen.seconds if n and same else None
 
-    def _count(self, budget: Budget, window: StageWindow) -> int:
-        series = self._recording.series(window.name, budget.step, budget.metric)
-        if series is not None:
-            return int(series.n.sum())
-        if METRICS[budget.metric].kind in ("share", "rate"):
-            return self._recording.requests(window.name, budget.step).n
-        return 0
+    def lacking(self, budget: Budget, stage: Stage) -> str:
+        """Say why this run cannot tell how many samples the budget will get."""
+        seen = self.stage(stage)
+        if _count(budget, seen):
+            return f"the pilot ran with {seen.stages[0].load}: only one of this load can tell"
+        steps = self._recording.steps(seen.stages[0].name) if seen.stages else ()
+        if budget.step in (RUN, *steps):
+            return f"the pilot's {budget.step} gave no {budget.metric}"
+        return f"the pilot ran no step {_cut(budget.step, 30)}: it is not of this plan"
 
     def dependence(self, budget: Budget, stage: Stage) -> Dependence:
         """Measure how the budget's samples depend on each other; assume it where there are none."""
+        seen = self.stage(stage)
+        if not seen.stages:
+            return Dependence()
+        if budget.metric == "rate":
+            return _of_rate(budget, seen)
         if not budget.statistic:
-            return self._of_failures(budget, stage)
-        samples = self._sampler.of(replace(budget, stage=None), self.stages(stage))
+            return _of_failures(budget, seen)
+        samples = seen.samples(budget)
         if samples is None:
             return Dependence()
         windows, q = samples.windows, budget.quantile or 0.5
         found = stats.dependence(windows, q, in_system_s=samples.in_system_s, runs=samples.runs)
-        mean = float(samples.sums.sum()) / windows.total
-        square = float((windows.value.astype(float) ** 2 * windows.count).sum()) / windows.total
+        value = windows.value.astype(float)
+        mean = float((value * windows.count).sum()) / windows.total
+        square = float((value**2 * windows.count).sum()) / windows.total
         return Dependence(
             vif=max(1.0, *found.tail),
             e=min(1.0, found.effective_windows / windows.duration_s),
@@ -189,24 +211,43 @@ class _Pilot:
             between=max(1.0, *found.between),
         )
 
-    def _of_failures(self, budget: Budget, stage: Stage) -> Dependence:
-        """Measure how failures, or misses, depend on each other; none at all are independent."""
-        allowed, outcomes = _allowed(budget), self._sampler.outcomes(budget, self.stages(stage))
-        if outcomes is None or not allowed:
-            return Dependence()
-        beyond = outcomes.failed if budget.upper else outcomes.total - outcomes.good
-        found = stats.share_evidence(
-            outcomes.total,
-            beyond,
-            allowed,
-            budget.confidence,
-            length_s=self._recording.interval_s,
-            runs=outcomes.runs,
-        )
-        lasted = len(outcomes.total) * self._recording.interval_s
-        if not found.k:
-            return Dependence(vif=1.0)
-        return Dependence(vif=found.vif_pass, e=min(1.0, found.effective_windows / lasted))
+
+def _count(budget: Budget, seen: Repetitions) -> int:
+    """Count the samples of a stage that the budget has."""
+    if METRICS[budget.metric].kind in ("share", "rate"):
+        return sum(requests.n for _, requests in seen.requests(budget.step))
+    return sum(int(series.n.sum()) for _, series in seen.series(budget.step, budget.metric))
+
+
+def _of_rate(budget: Budget, seen: Repetitions) -> Dependence:
+    """Measure how the number of requests that end varies: vif is its variance over its mean."""
+    whole, runs = joined(seen.done(budget.step))
+    found = stats.mean_evidence(
+        whole.sums, whole.counts, budget.confidence, length_s=whole.length_s, runs=runs
+    )
+    if found is None or not found.mean:
+        return Dependence()
+    done = found.mean * seen.seconds
+    return Dependence(
+        vif=max(1.0, done * (found.error_low / found.mean) ** 2),
+        e=min(1.0, found.effective_windows / seen.seconds),
+    )
+
+
+def _of_failures(budget: Budget, seen: Repetitions) -> Dependence:
+    """Measure how failures, or misses, depend on each other; none at all are independent."""
+    allowed, bad = _allowed(budget), seen.bad(budget.step, budget.metric)
+    if not bad or not allowed:
+        return Dependence()
+    whole, runs = joined(bad)
+    beyond, total = (one.astype(np.int64) for one in whole[:2])
+    found = stats.share_evidence(
+        total, beyond, allowed, budget.confidence, length_s=whole.length_s, runs=runs
+    )
+    if not found.k:
+        return Dependence(vif=1.0)
+    lasted = len(total) * whole.length_s
+    return Dependence(vif=found.vif_pass, e=min(1.0, found.effective_windows / lasted))
 
 
 def _need(
@@ -224,8 +265,17 @@ def _need(
         found = found.of_runs(plan.repeat, budget.confidence)
     lasts_s = stage.duration_ns * plan.repeat / 1e9
     size, note = _size(budget, rate, power, found)
+    if budget.metric == "rate" and lasts_s * 1e9 < FEWEST_WINDOWS * interval_for(plan):
+        size, note = None, _FACT  # too short to tell its bounds
+    too_slow = budget.metric == "rate" and rate is not None and _beyond(rate, budget)
+    if too_slow:
+        note = (
+            f"{stage.name} plans {format_rate(rate or 0)}, so that it cannot be reached"
+            f"{'' if pilot else f' unless a task runs {budget.step} several times'}"
+        )
+        size = None
     if size and rate is None:
-        note = "how many samples it gets, only a run can tell: --pilot RUN"
+        note = pilot.lacking(budget, stage) if pilot else _ONLY_A_RUN_TELLS
     several = budget.statistic and not METRICS[budget.metric].per_request
     return Need(
         budget=budget,
@@ -236,6 +286,7 @@ def _need(
         size=size,
         dependence=found,
         note=note,
+        out_of_reach=too_slow,
     )
 
 
@@ -263,6 +314,11 @@ def _assumed_rate(stage: Stage) -> float | None:
     return stage.arrivals.rate_per_s if stage.arrivals is not None else None
 
 
+def _beyond(rate_per_s: float, budget: Budget) -> bool:
+    """Whether a rate budget asks for more than that."""
+    return rate_per_s < budget.limit or (rate_per_s == budget.limit and budget.op == ">")
+
+
 def _allowed(budget: Budget) -> float | None:
     """Return the share of samples that may be beyond the limit; None of what counts none."""
     if budget.quantile is not None:
@@ -288,10 +344,11 @@ def _size(
         return of, ""
     if budget.regression:
         return None, "not sized: only the regression of a quantile is"
-    if budget.statistic == "mean":
-        return mean_size(confidence, variation=found.variation, **given), ""
+    if budget.statistic == "mean" or budget.metric == "rate":
+        variation, upper = found.variation, budget.upper
+        return mean_size(confidence, variation=variation, upper=upper, **given), ""
     if not allowed:
-        return None, "a fact about the run: any number of samples decides"
+        return None, _FACT
     if budget.quantile is not None and budget.upper:
         over = exceedance_under(budget.quantile, slope=found.slope)
         return quantile_size(budget.quantile, confidence, over=over, **given), ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,12 @@ import httpx
 
 from harness import apis
 from harness.errors import TargetError, UserError
+from harness.masking import anywhere, mask, mask_query, query_secrets
+from harness.plan.document import secret_parts, url_secrets
+from harness.proxies import SocksTrace, environment_proxy, without_secrets
 
 _TIMEOUT_S = 30.0
+_UNREACHABLE = (httpx.ConnectError, httpx.ProxyError)
 _PROMPT = "Say hello in five words."
 
 
@@ -54,7 +58,7 @@ class User(ModelUser):
 _PLAN = """\
 # What is tested. ${{VAR:-default}} comes from the environment; keep keys there, not here.
 target:
-  url: ${{TARGET:-{url}}}
+  url: {url}
   api: {api}
 {model}{headers}{params}
 # Who asks what: the scenario's tasks, with prompts drawn from the inputs.
@@ -69,6 +73,9 @@ load:
 budgets:
 {budgets}
   - {step}.error_rate < 5%
+
+# What it costs, in the report and for budgets like {step}.cost mean < $0.002: put in your prices.
+# prices: {{ input: $0.15/1M, output: $0.60/1M, monthly_requests: 1000000 }}
 
 seed: 1
 """
@@ -86,18 +93,32 @@ _PROMPTS = (
 def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
     """Probe the endpoint; write plan.yaml, scenario.py and, for text, prompts.jsonl.
 
-    Returns what was found and the files. Raises TargetError when nothing known answers, UserError
-    when a file is there already.
+    It is asked through the proxy that the environment names, as in a run. Returns what was found
+    and the files. Raises TargetError when nothing known answers, UserError when a file is there
+    already or the URL or the proxy cannot be used.
     """
     files = [into / name for name in ("plan.yaml", "scenario.py", "prompts.jsonl")]
     for file in files:
         if file.exists():
             raise UserError(f"{file} is there already; choose another folder with --into")
     given = _headers(headers)
-    with httpx.Client(headers=given, timeout=_TIMEOUT_S, trust_env=False) as client:
-        model = _first_model(client, url)
-        kind = _first_that_answers(client, url, model)
-    texts = [_plan_text(kind, url, model, sorted(given)), _SCENARIO.format(call=kind.call)]
+    secrets = _secrets(url, given)
+    shown = _shown(url, secrets)
+    models, proxy = _way(url, shown)
+    through = f" through the proxy {without_secrets(proxy)}" if proxy else ""
+    with httpx.Client(headers=given, timeout=_TIMEOUT_S, trust_env=False, proxy=proxy) as client:
+        try:
+            model = _first_model(client, models)
+        except _UNREACHABLE as error:
+            why = mask(str(error), secrets)
+            raise TargetError(
+                f"{shown} does not answer{through}: {why}; check that it is up"
+            ) from error
+        kind = _first_that_answers(client, url, model, secrets)
+    # A URL with a key in it comes from the environment, as the keys in headers do.
+    keyed = query_secrets(url) | url_secrets(url)
+    written = f"${{TARGET}}  # {shown}" if keyed else f"${{TARGET:-{url}}}"
+    texts = [_plan_text(kind, written, model, sorted(given)), _SCENARIO.format(call=kind.call)]
     if kind.api != "json":
         lines = [
             json.dumps({"id": f"{category}-{number}", "category": category, "prompt": prompt})
@@ -110,7 +131,33 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{into} cannot be written: {error.strerror}") from error
-    return f"{url} answers as {kind.api}, model {model or 'not named'}", tuple(files[: len(texts)])
+    named = mask(model, secrets) if model else "not named"
+    return f"{shown} answers as {kind.api}, model {named}", tuple(files[: len(texts)])
+
+
+def _secrets(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what must not be shown of the URL and the headers, longest first, as a plan's."""
+    found = query_secrets(url) | url_secrets(url)
+    for name, value in headers.items():
+        found |= anywhere(name, secret_parts(value))
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _shown(url: str, secrets: Sequence[str]) -> str:
+    return mask(mask_query(url), secrets)
+
+
+def _way(url: str, shown: str) -> tuple[httpx.URL, str | None]:
+    """Return where the models are listed and the proxy on the way; UserError for no usable host."""
+    try:
+        models = httpx.URL(apis.url_for(url, apis.api("openai-chat"), "/v1/models"))
+        models.raw_host.decode().encode("idna")  # as the resolver will
+        return models, environment_proxy(models)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise UserError(
+            f"url {shown!r} cannot be asked ({error}); it must look like http://host:port or "
+            "https://host/path"
+        ) from error
 
 
 def _plan_text(kind: _Kind, url: str, model: str | None, headers: Sequence[str]) -> str:
@@ -139,18 +186,19 @@ def _headers(texts: Sequence[str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in parted}
 
 
-def _first_model(client: httpx.Client, url: str) -> str | None:
+def _first_model(client: httpx.Client, models: httpx.URL) -> str | None:
     """Return the first model that the endpoint lists, if it lists any."""
-    models = apis.url_for(url, apis.api("openai-chat"), "/v1/models")
     try:
-        return str(client.get(models).json()["data"][0]["id"])
-    except httpx.ConnectError as error:
-        raise TargetError(f"{url} does not answer: {error}; check that it is up") from error
+        return str(client.get(models, extensions={"trace": SocksTrace()}).json()["data"][0]["id"])
+    except _UNREACHABLE:
+        raise
     except (httpx.HTTPError, ValueError, LookupError, TypeError):
         return None
 
 
-def _first_that_answers(client: httpx.Client, url: str, model: str | None) -> _Kind:
+def _first_that_answers(
+    client: httpx.Client, url: str, model: str | None, secrets: Sequence[str]
+) -> _Kind:
     """Return the first kind of API whose question gets a good reply."""
     said = []
     for kind in _KINDS:
@@ -159,8 +207,9 @@ def _first_that_answers(client: httpx.Client, url: str, model: str | None) -> _K
         failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
         if failure is None:
             return kind
-        said.append(f"{api.path}: {failure}")
-    raise TargetError(f"{url} answers none of the known APIs; " + "; ".join(said))
+        said.append(f"{api.path}: {mask(failure, secrets)}")
+    shown = _shown(url, secrets)
+    raise TargetError(f"{shown} answers none of the known APIs; " + "; ".join(said))
 
 
 def _ask(read: Callable[[], apis.Reply]) -> str | None:
@@ -172,7 +221,8 @@ def _ask(read: Callable[[], apis.Reply]) -> str | None:
 
 
 def _read(client: httpx.Client, url: str, api: apis.Api, body: dict[str, Any]) -> apis.Reply:
-    response = client.post(apis.url_for(url, api), json=body)
+    place = apis.url_for(url, api)
+    response = client.post(place, json=body, extensions={"trace": SocksTrace()})
     if not api.wants_stream(body) or response.status_code != 200:
         return apis.read_json(api, response.status_code, response.headers, response.content)
     wrong = apis.stream_failure(response.headers, response.content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from harness.units import (
 _CONFIDENCE = 0.95
 _WHOLE_TIMES = ("e2el", "service", "request")  # of a request, in the system
 _FIRST_TIMES = ("ttft", "ttfo")  # what a warm-up changes most
+_LEAST_GROWTH = 1_000  # ns per s: what is less is no growth but the sums' last digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,20 @@ class Drift:
     growth_ns_per_s: float | None = None
 
 
+_KNOWN: WeakKeyDictionary[Recording, tuple[Drift, ...]] = WeakKeyDictionary()
+
+
 def find_drifts(recording: Recording) -> tuple[Drift, ...]:
     """Look at each recorded stage: an overload, or else what else was not steady in it.
 
-    The chance of a false alarm is 5 % a stage.
+    The chance of a false alarm is 5 % a stage. A recording is looked at once.
     """
+    if recording not in _KNOWN:
+        _KNOWN[recording] = _find_drifts(recording)
+    return _KNOWN[recording]
+
+
+def _find_drifts(recording: Recording) -> tuple[Drift, ...]:
     found: list[Drift] = []
     for stage in recording.stages:
         if stage.record:
@@ -85,7 +96,9 @@ def _overload(recording: Recording, stage: StageWindow) -> Drift | None:
         return None
     t_s = stage.start_s + found.start_s
     growth = found.growth_per_s
-    grows = f"latency grows {format_duration(growth)} per second, " if growth else ""
+    grows = ""
+    if growth and growth >= _LEAST_GROWTH:
+        grows = f"latency grows {format_duration(growth)} per second, "
     return Drift(
         kind="overload",
         stage=stage.group,

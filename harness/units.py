@@ -3,22 +3,20 @@
 Parsing is exact (decimal, never binary, fractions) and wants a unit. Formatting keeps three
 significant digits, whole numbers from 1,000 up with commas, a narrow no-break space before the
 unit and a real minus. A value that three digits show exactly is written short ("4 s"); a rounded
-one keeps its zeros ("4.00 s"). What is not zero is never shown as 0 %, and only all is 100 %.
+one keeps its zeros ("4.00 s"). What is not zero is never shown as 0 %, and only all is 100 %. Money
+is in US dollars, `$0.002`, and counted in n$, nano-dollars.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
 NARROW_SPACE = "\u202f"
 MINUS = "\u2212"
-
-DURATION_PATTERN = r"^\d+(\.\d+)? ?(us|µs|ms|s|m|h)$"
-RATE_PATTERN = r"^\d+(\.\d+)? ?/(s|m|h)$"
-SHARE_PATTERN = r"^\d+(\.\d+)? ?%$"
 
 TimeUnit = Literal["us", "ms", "s"]
 
@@ -33,8 +31,12 @@ _NS = {
 }
 _SYMBOL: dict[TimeUnit, str] = {"us": "µs", "ms": "ms", "s": "s"}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+_TOKENS = {"/1k": 1_000, "/1M": 1_000_000}
+NANO = 1_000_000_000  # n$ in a dollar
+_MOST_DOLLARS = 1_000_000
 _YEAR_NS = 366 * 24 * _NS["h"]
 _QUANTITY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(\S*)")
+_MONEY = re.compile(r"\$\s*([0-9]{1,9}(?:\.[0-9]{1,15})?)\s*(\S*)")
 
 
 def parse_duration(text: str) -> int:
@@ -69,12 +71,37 @@ def parse_share(text: str) -> float:
     allowed = "a share is a number and %, like 0.1% or 99.5%"
     number, unit = _split(text, allowed)
     if not unit:
-        raise ValueError(f"{text!r} has no unit: write {number}%")
+        of_one = f"{(number * 100).normalize():f}% if it is a share of 1, else " * (0 < number <= 1)
+        raise ValueError(f"{text!r} has no unit: write {of_one}{number}%")
     if unit != "%":
         raise ValueError(f"{text!r} is not a share: {allowed}")
     if number > 100:
         raise ValueError(f"{text!r} is more than all: a share lies between 0% and 100%")
     return float(number / 100)
+
+
+def parse_money(text: str) -> Decimal:
+    """n$ of `$0.002`, exactly; ValueError says what is allowed."""
+    allowed = "an amount is $ and a number of US dollars, like $0.002, with no /1M behind it"
+    dollars, rest = _dollars(text, allowed, ("",))
+    if rest:
+        raise ValueError(f"{text!r} is not an amount: {allowed}")
+    if dollars > _MOST_DOLLARS:
+        raise ValueError(f"{text!r} is more than a million dollars")
+    return dollars * NANO
+
+
+def parse_token_price(text: str) -> Decimal:
+    """n$ per token of `$0.15/1M` or `$0.0001/1k`, exactly; ValueError says what is allowed."""
+    allowed = "a price of tokens is $ and a number per 1M or 1k of them, like $0.15/1M"
+    dollars, per = _dollars(text, allowed, ("/1M", "/1k"))
+    if not per:
+        raise ValueError(f"{text!r} does not say per how many tokens: write ${dollars:f}/1M")
+    if per not in _TOKENS:
+        raise ValueError(f"{text!r} is not a price of tokens: {allowed}")
+    if dollars > _TOKENS[per]:
+        raise ValueError(f"{text!r} is more than a dollar for each token")
+    return dollars * NANO / _TOKENS[per]
 
 
 def format_duration(ns: float, *, unit: TimeUnit | None = None) -> str:
@@ -94,9 +121,20 @@ def format_rate(per_second: float) -> str:
     return _signed(Decimal(str(per_second))) + "/s"
 
 
+def format_money(nano: float) -> str:
+    """`$0.00184` of 1,840,000 n$."""
+    text = _signed(Decimal(str(nano)) / NANO)
+    return f"{MINUS}${text[1:]}" if text.startswith(MINUS) else f"${text}"
+
+
 def format_count(n: int) -> str:
     """`2,104`: every digit, for what was counted."""
     return f"{n:,d}".replace("-", MINUS)
+
+
+def format_mean(mean: float) -> str:
+    """`23.9`: three digits, for the mean of what was counted."""
+    return _signed(Decimal(str(mean)))
 
 
 def format_ratio_of_limit(ratio: float) -> str:
@@ -122,6 +160,17 @@ def _split(text: str, allowed: str) -> tuple[Decimal, str]:
     if found is None:
         raise ValueError(f"{text!r} is not a number with a unit: {allowed}")
     return Decimal(found[1]), found[2]
+
+
+def _dollars(text: str, allowed: str, units: Sequence[str]) -> tuple[Decimal, str]:
+    """Return the number behind `$`, and what follows it: one of `units`, the first by default."""
+    found = _MONEY.fullmatch(text.strip())
+    if found is not None:
+        return Decimal(found[1]), found[2]
+    bare = _MONEY.fullmatch(f"${text.strip()}")
+    unit = bare and (bare[2] or units[0])
+    hint = f": write ${bare[1]}{unit}" if bare and unit in units else f"; {allowed}"
+    raise ValueError(f"{text!r} is not in US dollars{hint}")
 
 
 def _fitting_unit(ns: Decimal) -> TimeUnit:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from click.testing import CliRunner, Result
 
+from harness import health
 from harness.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,13 @@ def environment(**changes: str) -> dict[str, str]:
 def invoked(*arguments: object) -> Result:
     """Run the command in this process, which is quicker; a traceback of it is an exception here."""
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def calm(patch: pytest.MonkeyPatch) -> None:
+    """Make of this process what CALM is."""
+    patch.setattr(health, "send_lag_limit", lambda _budgets: 10**12)
+    patch.setattr(health, "CPU_LIMIT", 9)
+    patch.setattr(health, "RATE_REACHED_MIN", 0)
 
 
 def finished(

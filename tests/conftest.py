@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
 import signal
 import subprocess
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from harness.budget import Budget, goodput_limits, parse_budget
 from harness.recorder import Limits, Recorder, Recording, RunFolder, load_recording
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_measured_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide what `harness selftest` once kept in the user's cache; matplotlib's fonts stay there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(cache / "matplotlib"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def _require(program: str) -> str:
@@ -127,8 +142,8 @@ def save_run(tmp_path: Path) -> Callable[..., Recording]:
         for i in range(intervals):
             fill(recorder, i)
             folder.append(recorder.flush(i, cpu=cpu))
-        folder.update(status=status)
         folder.close()
+        folder.update(status=status)
         return load_recording(path)
 
     return save
@@ -145,12 +160,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("swarm") is None:
         return None
     read_end, write_end = os.pipe()
+    gc.freeze()  # the child shares what there is, and does not look through it
     child = os.fork()
     if child == 0:
         os.close(read_end)
         with os.fdopen(write_end, "w") as told:
             told.write(_run_patched(pyfuncitem))
         os._exit(0)
+    gc.unfreeze()
     os.close(write_end)
     try:
         with os.fdopen(read_end) as told:
@@ -165,13 +182,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def _patch_sockets() -> None:
+    """Patch as Locust does, without asking every installed package whether it minds."""
+    events = importlib.import_module("gevent.events")
+    monkey = importlib.import_module("gevent.monkey")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "notify_and_call_entry_points", events.notify)
+        monkey.patch_all()
+
+
 def _run_patched(test: pytest.Function) -> str:
     """Run a test and return its failure as text, empty if it passed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # modules were imported before they are patched
-            monkey = importlib.import_module("gevent.monkey")
-            monkey.patch_all()
+            _patch_sockets()
         arguments = test._fixtureinfo.argnames
         test.obj(**{name: test.funcargs[name] for name in arguments})
     except BaseException:  # noqa: BLE001 - also what ends a process must reach the report

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from harness.budget import METRICS
 from harness.cli import main as harness
+from harness.metrics import METRICS
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -114,8 +114,8 @@ class Build:
                 load.dropped += lost
                 load.in_flight = self.held[index]
             folder.append(recorder.flush(index, cpu=0.61))
-        folder.update(status="complete")
         folder.close()
+        folder.update(status="complete")
         return load_recording(folder.path)
 
     def run(self) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def many_steps() -> tuple[Recording, Verdict]:
         for i in range(199)
     ]
     steps = [(n, 10.0 + i % 7, 0.4) for i, n in enumerate(names)] + [("answer/generate", 800, 0.3)]
-    stages = (StageWindow("spike", 0, 60, True, "poisson 95/s", 95.0),)
+    stages = (StageWindow("spike", 0, 60, True, "poisson 50/s", 50.0),)
     texts = [(f"{n}.e2el p95 < 40ms", "spike") for n in names[:38]]
     texts += [("answer/generate.e2el p95 < 1500ms", "spike"), ("chat.ttft p99 < 800ms", "spike")]
     chosen = budgets(texts)
@@ -378,6 +378,42 @@ def steady() -> tuple[Recording, Verdict]:
     return recording, judge(recording, chosen)
 
 
+@cache
+def repeated() -> tuple[Recording, Verdict]:
+    """Four repetitions of one load; the target differs between them by more than within."""
+    chosen = budgets([("chat.ttft p50 < 300ms", None), ("chat.error_rate < 3%", None)])
+    stages = [
+        StageWindow(name, 40 * i, 40 * i + 40, True, "poisson 30/s", 30.0, repeat=i + 1)
+        for i, name in enumerate(("steady", "steady~2", "steady~3", "steady~4"))
+    ]
+    factors = (1.0, 1.0, 0.95, 1.35)
+    recording = build(
+        stages=stages, chosen=chosen, seed=8, worse=lambda t_s: factors[min(3, int(t_s // 40))]
+    )
+    return recording, judge(recording, chosen)
+
+
+@cache
+def overloaded() -> tuple[Recording, Verdict]:
+    """From 1:00 on 30 requests a second arrive at a target that completes 25."""
+    chosen = budgets([("chat.e2el p95 < 1s", None)])
+    stages = [
+        StageWindow("steady", 0, 60, True, "poisson 10/s", 10.0),
+        StageWindow("spike", 60, 120, True, "poisson 30/s", 30.0),
+    ]
+    rng = np.random.default_rng(3)
+    b, free_s = Build(stages, budgets=chosen), 0.0
+    for stage in stages:
+        n = rng.poisson((stage.planned_rate_per_s or 0) * 60)
+        for t_s in np.sort(rng.uniform(stage.start_s, stage.end_s, n)).tolist():
+            free_s = max(free_s, t_s) + 0.04 * float(rng.uniform(0.8, 1.2))
+            length = int((free_s - t_s) * S)
+            span = StepSpan("chat", 0, length, None, {})
+            b.journey(stage.name, "chat", t_s, length, [span], ttft=length // 2)
+    recording = b.recording()
+    return recording, judge(recording, chosen)
+
+
 HOSTILE = "<script>alert(1)</script>$x$"
 
 
@@ -407,4 +443,6 @@ SAMPLES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "sweep": sweep,
     "users": users,
     "steady": steady,
+    "repeated": repeated,
+    "overloaded": overloaded,
 }

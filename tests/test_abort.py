@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import CALM, PREDICT, Asked, finished, predictions, run_json, serving
+from commands import CALM, PREDICT, Asked, finished, invoked, predictions, run_json, serving
 from conftest import limits_of, stage
 
 from harness import stats
@@ -199,6 +199,23 @@ def test_shares_and_the_whole_run_are_watched_too(
     assert found.budget == budget
 
 
+@pytest.mark.parametrize("budget", ["run.error_rate < 40%", "run.goodput > 60%"])
+def test_a_failure_that_stands_for_a_success_takes_it_away_from_the_whole_run(
+    plan: Callable[..., Plan], budget: str
+) -> None:
+    """Of 20 journeys a second 10 fail after their request: a half, though of 30 steps a third."""
+
+    def fill(recorder: Recorder, _second: int, where: str) -> None:
+        requests(recorder, where)
+        for _ in range(10):
+            recorder.request(where, "task", {}, failure="exception KeyError")
+            recorder.replace(where, "task", "predict", {"e2el": 100 * MS})
+
+    found = watched(plan(budget), fill)
+    assert found is not None
+    assert found.budget == budget
+
+
 @pytest.mark.parametrize(
     ("budget", "fill"),
     [
@@ -221,6 +238,17 @@ def test_one_window_that_breaks_a_budget_of_every_window_ends_it(
     assert watched(plan(budget), lambda r, _, w: requests(r, w)) is None
 
 
+@pytest.mark.parametrize("text", ["error_rate <= 0% over 10s", "goodput >= 100% over 10s"])
+@pytest.mark.parametrize("load", ["arrivals: constant 20/s", "concurrency: 20"])
+def test_in_windows_too_the_first_failure_ends_what_allows_none(
+    plan: Callable[..., Plan], text: str, load: str
+) -> None:
+    found = watched(plan(f"predict.{text}", load=load), lambda r, _, w: requests(r, w, failed=20))
+    assert found is not None
+    assert (found.t_s, found.over, found.allowed) == (11, 20, 0)
+    assert found.why == "stopped at 0:11: 20 beyond the limit, none is allowed"
+
+
 def test_one_sample_over_a_maximum_ends_it_at_once(plan: Callable[..., Plan]) -> None:
     def fill(recorder: Recorder, second: int, where: str) -> None:
         requests(recorder, where, slow=int(second == 30))
@@ -240,7 +268,9 @@ def test_closed_users_may_still_bring_many_more_samples(plan: Callable[..., Plan
     assert found.t_s > open_one.t_s + 10
 
 
-def test_of_several_repetitions_only_a_maximum_is_known_early(plan: Callable[..., Plan]) -> None:
+def test_of_several_repetitions_a_maximum_is_known_early_and_a_quantile_is_not(
+    plan: Callable[..., Plan],
+) -> None:
     texts = ("predict.e2el p95 < 200ms", "predict.e2el max < 200ms")
     several = plan(*texts, more="repeat: 3")
     found = watched(several, lambda r, _, w: requests(r, w, slow=20), number=2)
@@ -248,6 +278,18 @@ def test_of_several_repetitions_only_a_maximum_is_known_early(plan: Callable[...
     assert (found.budget, found.stage) == (texts[1], "steady")
     quantile = dataclasses.replace(several, budgets=several.budgets[:1])
     assert watched(quantile, lambda r, _, w: requests(r, w, slow=20), number=2) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_known"),
+    [("error_rate <= 0%", True), ("goodput >= 100%", True), ("error_rate < 1%", False)],
+)
+def test_of_several_repetitions_a_failure_where_none_is_allowed_is_known_early(
+    plan: Callable[..., Plan], text: str, is_known: bool
+) -> None:
+    several = plan(f"predict.{text}", more="repeat: 3")
+    found = watched(several, lambda r, _, w: requests(r, w, failed=20), number=2)
+    assert (found is not None) is is_known
 
 
 def test_by_holms_procedure_a_budget_must_fail_against_all(plan: Callable[..., Plan]) -> None:
@@ -390,7 +432,7 @@ def test_a_run_that_is_ended_early_is_saved_says_why_and_has_its_verdicts_exit_c
     assert run["stages"][0]["end_s"] < 60
 
 
-def test_a_storm_of_errors_ends_a_run(tmp_path: Path) -> None:
+def test_a_storm_of_errors_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def respond(asked: Asked, number: int) -> None:
         if number > 5:
             asked.send_error(500)
@@ -401,7 +443,7 @@ def test_a_storm_of_errors_ends_a_run(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(text)
     (tmp_path / "scenario.py").write_text(PREDICT)
     with serving(respond) as url:
-        given = ("run", "plan.yaml", "--out", "run")
-        done = finished(*given, cwd=tmp_path, command=CALM, TARGET=url)
+        monkeypatch.setenv("TARGET", url)
+        done = invoked("run", tmp_path / "plan.yaml", "--out", tmp_path / "run")
     assert "requests failed" in run_json(tmp_path / "run")["aborted"]["why"]
-    assert done.returncode != 0
+    assert done.exit_code != 0

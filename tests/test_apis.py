@@ -11,7 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness import apis
-from harness.apis import StreamReader, api, read_json, status_failure, stream_failure, url_for
+from harness.apis import (
+    StreamReader,
+    api,
+    frame,
+    read_json,
+    status_failure,
+    stream_failure,
+    url_for,
+)
+from harness.apis import stream as streams
 from harness.errors import RequestFailed, UserError
 
 WIRE = Path(__file__).parent / "data" / "wire"
@@ -347,7 +356,7 @@ def test_a_body_over_the_limit_stops_the_reading_and_fails_the_reply():
 
 
 def test_reads_without_end_are_bounded_too(monkeypatch):
-    monkeypatch.setattr(apis, "MAX_READS", 3)
+    monkeypatch.setattr(streams, "MAX_READS", 3)
     with pytest.raises(RequestFailed, match="reply too large"):
         read([b":"] * 4)
 
@@ -465,6 +474,11 @@ def test_a_status_other_than_2xx_is_a_failure_before_the_body_is_looked_at():
     assert as_json({"data": [{"embedding": [1]}]}, EMBEDDINGS, 503).failure.kind == "status 503"
     assert as_json({}, JSON, 302).failure.kind == "status 302"
     assert as_json({}, JSON, 201).failure is None
+
+
+def test_a_redirect_tells_where_to_but_not_the_keys_on_the_way():
+    failure = status_failure(307, b"", "https://new.test/v1?api-version=1&key=sk-1#top")
+    assert failure.detail == "redirected to https://new.test/v1?api-version=1&key=***#top"
 
 
 @pytest.mark.parametrize(
@@ -656,7 +670,7 @@ def test_a_reply_is_the_same_whether_its_events_are_framed_or_parsed(
     stream += [b"data: [DONE]\n\n"] * done
     framed = _reply_to(stream)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apis, "_FRAME_TRIES", 0)
+        patch.setattr(frame, "_TRIES", 0)
         parsed = _reply_to(stream)
     for name in apis.Reply.__slots__:
         if name != "failure":
@@ -668,11 +682,27 @@ def test_a_long_reply_of_like_events_is_parsed_only_where_it_differs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parsed = []
-    real = apis._parse_event
-    monkeypatch.setattr(apis, "_parse_event", lambda e: parsed.append(e) or real(e))
+    real = streams._parse_event
+    monkeypatch.setattr(streams, "_parse_event", lambda e: parsed.append(e) or real(e))
     texts = [f" w{i}" for i in range(500)]
     stream = [_chunk(text, 0, 7, None, ascii_only=True) for text in texts]
     reply = _reply_to([*stream, _chunk("", 0, 7, "stop", ascii_only=True)])
     assert reply.text == "".join(texts)
     assert len(reply.token_events) == 500
     assert len(parsed) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [
+        ({"reasoning": "hm"}, lambda reply: reply.reasoning_chars == 3 * len("hm")),
+        (
+            {"tool_calls": [{"index": 0, "function": {"name": "f"}}]},
+            lambda r: r.tool_calls == ("f",),
+        ),
+    ],
+)
+def test_what_an_event_brings_beside_its_text_is_not_lost_where_it_repeats(more, kept):
+    reply = read(sse(*(chunk({"content": text, **more}) for text in "abc"), STOP))
+    assert (reply.text, len(reply.token_events)) == ("abc", 3)
+    assert kept(reply)

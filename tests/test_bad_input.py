@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
-from commands import LOCUSTFILES, PREDICT, finished, invoked, predictions, serving
+from commands import LOCUSTFILES, PREDICT, Asked, finished, invoked, predictions, serving
 
 PLAN = """\
 target: { url: embedded, api: json }
@@ -53,7 +53,7 @@ MISTAKES = [
         "6:13",
         ['"latency"', "known are ttft", 'did you mean "e2el"'],
     ),
-    ("p50", "p101", "6:18", ['"p101"', "between p0 and p100"]),
+    ("p50", "p101", "6:18", ['"p101"', "from p1 to below p100"]),
     ("p50 ", "", "6:18", ["p99"]),
     ("30s", "30", "6:24", ["has no unit", "30s"]),
     ("scenario.py", "scenarios.py", "2:11", ['found "scenarios.py"', "there is no file"]),
@@ -64,6 +64,13 @@ MISTAKES = [
     ("name: steady", "name: 'a, b'", "4:14", ['"a, b"', "letters, digits"]),
     ("name: steady", "name: größe", "4:13", ['"größe"']),
     ("arrivals: constant 5/s", "concurrency: 0", "4:34", ["at least 1"]),
+    ("arrivals: constant 5/s", "concurrency: true", "4:34", ["found true", "a whole number"]),
+    ("arrivals: constant 5/s", "concurrency: 10000000", "4:34", ["at most 100000"]),
+    ("for: 1s", "for: 1s, max_in_flight: 10000000", "4:69", ["at most 100000"]),
+    ("5/s,", "1000000000/s,", "4:31", ["up to 1,000,000/s", "a second a worker"]),
+    ("for: 1s", 'for: 1s, record: "yes"', "4:63", ['found "yes"', "true or false"]),
+    ("target:", "repeat: yes\ntarget:", "1:9", ["found true", "a whole number"]),
+    ("target:", "workers: 2.0\ntarget:", "1:10", ['found "2.0"', "a whole number"]),
 ]
 
 
@@ -239,6 +246,13 @@ def test_inputs_of_another_dialect_than_a_task_sends_them_in_are_refused_before_
 # --- targets -------------------------------------------------------------------------------------
 
 
+def moved(asked: Asked, _number: int) -> None:
+    asked.send_response(307)
+    asked.send_header("location", "https://new.test/v1")
+    asked.send_header("content-length", "0")
+    asked.end_headers()
+
+
 @pytest.fixture(scope="module")
 def targets() -> Iterator[SimpleNamespace]:
     """Targets that misbehave, by how."""
@@ -249,6 +263,7 @@ def targets() -> Iterator[SimpleNamespace]:
             locked=stack.enter_context(
                 serving(lambda asked, _: asked.reply(401, {"error": "who?"}))
             ),
+            moved=stack.enter_context(serving(moved)),
             page=stack.enter_context(
                 serving(lambda asked, _: asked.reply(200, "<p>", "text/html"))
             ),
@@ -263,6 +278,7 @@ TARGETS = [
     ("down", "connect", "check that the target is up"),
     ("missing", "status 404", "check path"),
     ("locked", "status 401", "API key"),
+    ("moved", "status 307: redirected to https://new.test/v1", "let the target's url"),
     ("page", "not a stream", "must stream"),
     ("closing", "reset", "closed the connection"),
     ("hanging", "timeout", "raise the target's timeout"),
@@ -298,7 +314,8 @@ def test_check_says_of_a_dead_target_one_sentence(folder: Path) -> None:
 
 def test_a_failed_preflight_leaves_what_the_folder_held_before(folder: Path) -> None:
     refusal(invoked("run", "plan.yaml", "--target", DEAD, "--out", "."), 6)
-    assert {file.name for file in folder.iterdir()} == {"plan.yaml", "scenario.py"}
+    left = {file.name for file in folder.iterdir()} - {"__pycache__"}  # of the scenario
+    assert left == {"plan.yaml", "scenario.py"}
 
 
 def test_an_output_folder_that_cannot_be_used_is_refused_before_the_target_is_asked(

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.budget import METRICS, Budget, goodput_limits, parse_budget
+from harness.budget import Budget, goodput_limits, parse_budget
 from harness.errors import BudgetSyntaxError
+from harness.metrics import METRICS
 
 
 def test_a_budget_is_read_into_its_parts() -> None:
@@ -38,6 +39,9 @@ def test_a_budget_is_read_into_its_parts() -> None:
         ("run.rate > 900/m", "", None, 15),
         ("chat.output_tokens mean > 20", "mean", None, 20),
         ("chat.input_tokens p99 < 4000tokens", "p99", 0.99, 4000),
+        ("chat.cost mean < $0.002", "mean", None, 2_000_000),
+        ("run.cost p99 <= $0.05", "p99", 0.99, 50_000_000),
+        ("chat.cost max < $1", "max", None, 1_000_000_000),
     ],
 )
 def test_every_kind_of_metric_has_its_statistic_and_unit(
@@ -54,6 +58,7 @@ def test_every_kind_of_metric_has_its_statistic_and_unit(
         ("chat.e2el p99 regression < 5%", "p99", 0.05),
         ("chat.e2el mean regression <= 2.5%", "mean", 0.025),
         ("chat.output_tokens p50 regression < 10%", "p50", 0.1),
+        ("run.cost mean regression < 5%", "mean", 0.05),
         ("chat.error_rate regression < 0.1%", "", 0.001),
         ("run.goodput regression < 1% in steady", "", 0.01),
     ],
@@ -89,7 +94,7 @@ GAPS = st.sampled_from(["", " ", "  ", "\t"])
 @given(
     st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join),
     st.sampled_from(TIMES),
-    st.sampled_from(["p50", "p99", "p99.9", "p99.99", "p0.1", "mean", "max"]),
+    st.sampled_from(["p50", "p99", "p99.9", "p99.99", "p1", "mean", "max"]),
     st.sampled_from(["<", "<="]),
     st.decimals("0.001", "999", places=3),
     st.sampled_from(["us", "ms", "s", "m"]),
@@ -152,9 +157,13 @@ ALL_METRICS = ", ".join(METRICS)
         ("chat.ttft 99th < 800ms", 11, 'did you mean "p99"?'),
         ("chat.ttft P95 < 800ms", 11, 'did you mean "p95"?'),
         ("chat.ttft avg < 800ms", 11, 'did you mean "mean"?'),
-        ("chat.ttft p0 < 800ms", 11, "between p0 and p100"),
+        ("chat.ttft p0 < 800ms", 11, "allowed is a quantile from p1 to below p100"),
+        ("chat.ttft p0.95 < 800ms", 11, 'from p1 to below p100; did you mean "p95"?'),
+        ("chat.ttft p0.999 < 800ms", 11, 'did you mean "p99.9"?'),
+        ("chat.ttft 0.99 < 800ms", 11, 'did you mean "p99"?'),
+        ("chat.ttft p99.99999999 < 800ms", 11, 'did you mean "p99.999999"?'),
         ("chat.ttft p100 < 800ms", 11, 'did you mean "max"?'),
-        ("chat.ttft p101 < 800ms", 11, "between p0 and p100"),
+        ("chat.ttft p101 < 800ms", 11, 'found "p101"; allowed is a quantile from p1'),
         ("chat.error_rate p99 < 1%", 17, "takes no statistic"),
         ("chat.ttft p99", 14, "the budget ends"),
         ("chat.ttft p99 800ms", 15, "<, <=, >, >="),
@@ -169,7 +178,21 @@ ALL_METRICS = ", ".join(METRICS)
         ("chat.ttft p99<800", 15, "write 800ms or 800s"),
         ("chat.ttft p99 < 5%", 17, "is not a duration"),
         ("chat.error_rate < 5ms", 19, "is not a share"),
+        ("chat.error_rate < 0.01", 19, "write 1% if it is a share of 1, else 0.01%"),
+        ("chat.goodput > 1", 16, "write 100% if it is a share of 1, else 1%"),
+        ("chat.error_rate < 5", 19, "'5' has no unit: write 5%"),
         ("chat.output_tokens p99 < 5s", 26, "number of tokens"),
+        ("chat.cost mean < 0.002", 18, "write $0.002"),
+        ("chat.cost mean < €1", 18, "US dollars, like $0.002"),
+        ("chat.cost mean < $1/1M", 18, "an amount is $"),
+        ("chat.cost mean <= 5%", 19, "is limited by an amount of US dollars"),
+        ("chat.cost mean > $1", 16, 'did you mean "<"?'),
+        ("chat.cost mean < $0", 18, 'did you mean "<= $0"?'),
+        ("chat.cost < $1", 11, "needs a statistic"),
+        ("chat.price mean < $1", 6, 'did you mean "cost"?'),
+        ("chat.spend mean < $1", 6, 'did you mean "cost"?'),
+        ("chat.dollars mean < $1", 6, 'did you mean "cost"?'),
+        ("chat.ttft p99 < $1", 17, "is not a number with a unit"),
         ("chat.ttft p99 < 0ms", 17, "nothing takes no time"),
         ("chat.error_rate < 0%", 19, 'did you mean "<= 0%"?'),
         ("chat.error_rate <= 100%", 20, "never be broken"),

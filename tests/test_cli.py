@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from commands import (
     LOCUSTFILES,
     PREDICT,
     Asked,
+    calm,
     environment,
     finished,
     invoked,
@@ -33,7 +35,8 @@ from commands import (
     total,
 )
 
-from harness import __version__, health
+from harness import __version__
+from harness.endpoint import Settings, running
 from harness.plan import load_plan
 from harness.swarm.manifest import default_folder
 
@@ -55,6 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"load: {LOAD}\nbudgets: {budgets}\nembedded: {{ predict_ms: 5 }}\n"
         )
     return folder
+
+
+@pytest.fixture(name="calm")
+def _calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    calm(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +141,19 @@ def test_a_run_without_a_plan_file_keeps_what_the_options_said(
     assert [budget["text"] for budget in run["budgets"]] == [
         "predict.e2el max < 1us", "predict.rate > 0.1/s"
     ]  # fmt: skip
-    assert "X-Team: search" in run["plan"]
+    assert "X-Team: '***'" in run["plan"]
 
 
-def test_too_few_samples_end_with_4_and_quiet_prints_the_summary_alone(folder: Path) -> None:
-    done = finished(
+@pytest.mark.usefixtures("calm")
+def test_too_few_samples_end_with_4_and_quiet_prints_the_summary_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    done = invoked(
         "run", "scenario.py", "--api", "json", "--concurrency", 1, "--for", "300ms", "-q",
         "--budget", "predict.e2el p99 < 30s", "--budget", "predict.rate > 0.01/s",
-        cwd=folder, command=CALM,
     )  # fmt: skip
-    assert done.returncode == 4, done.stdout
+    assert done.exit_code == 4, done.stdout
     assert "a run shows dependence only beyond 20 times" in " ".join(done.stdout.split())
     assert not done.stderr
     (made,) = (folder / "reports").iterdir()
@@ -223,14 +234,6 @@ def test_a_key_that_the_server_says_back_to_check_is_not_shown(
 # --- saved runs ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CALM is for a process, for commands in this one."""
-    monkeypatch.setattr(health, "send_lag_limit", lambda _budgets: 10**12)
-    monkeypatch.setattr(health, "CPU_LIMIT", 9)
-    monkeypatch.setattr(health, "RATE_REACHED_MIN", 0)
-
-
 @pytest.mark.usefixtures("passed", "failed", "calm")
 def test_gate_judges_a_saved_run_as_it_was_judged(folder: Path) -> None:
     for name, code in (("passed", 0), ("failed", 3)):
@@ -247,6 +250,62 @@ def test_gate_judges_a_saved_run_by_another_plans_budgets(
     assert done.exit_code == code, done.stdout
 
 
+def as_written(folder: Path) -> dict[Path, int]:
+    """The folder's files; one that is written again, were it the same, has another number."""
+    return {file: file.stat().st_ino for file in folder.rglob("*")}
+
+
+@pytest.mark.usefixtures("passed", "calm")
+def test_gate_leaves_the_run_as_it_is_and_writes_reports_only_where_it_is_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    run, strict, out = folder / "passed", folder / "impossible.yaml", tmp_path / "new" / "out"
+    before = as_written(run)
+    assert invoked("gate", run).exit_code == 0
+    assert invoked("gate", run, "--plan", strict, "--out", out).exit_code == 3
+    refused = invoked("gate", run, "--plan", strict, "--out", run)
+    assert (refused.exit_code, "the run's own folder" in refused.stderr) == (2, True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").touch()
+    refused = invoked("gate", run, "--out", other)
+    assert (refused.exit_code, "the folder of another run" in refused.stderr) == (2, True)
+    assert [file.name for file in other.iterdir()] == ["run.json"]
+    assert as_written(run) == before
+    said = "Judged by the budgets of impossible.yaml, not by those"
+    assert {file.name for file in out.iterdir()} >= FILES
+    assert all(said in (out / name).read_text() for name in ("report.html", "report.md"))
+    assert json.loads((out / "verdict.json").read_text())["judged_by"] == "impossible.yaml"
+    assert 'name="judged_by" value="impossible.yaml"' in (out / "junit.xml").read_text()
+
+
+@pytest.mark.usefixtures("failed", "passed")
+def test_of_a_folder_with_several_runs_each_is_named(folder: Path) -> None:
+    done = invoked("gate", folder)
+    assert done.exit_code == 2
+    assert "is not a run folder: it holds no run.json; it holds the runs " in done.stderr
+    assert all(str(folder / name) in done.stderr for name in ("failed", "passed"))
+
+
+@pytest.mark.usefixtures("failed", "calm")
+def test_reports_that_cannot_be_written_cost_no_verdict_but_fail_the_command_that_writes_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    gated = invoked("gate", folder / "failed", "--out", tmp_path / "file")
+    assert gated.exit_code == 3
+    assert "FAIL  1 of 2 budgets broken" in gated.stdout
+    assert f"the reports were not written to {tmp_path / 'file'} (" in gated.stderr
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("harness.runs.write_atomically", full)
+    reported = invoked("report", folder / "failed")
+    assert (reported.exit_code, reported.stdout) == (2, "")
+    assert "(No space left on device); harness gate RUN --out FOLDER" in reported.stderr
+
+
 @pytest.mark.usefixtures("passed")
 def test_report_writes_the_reports_again_and_names_them(folder: Path) -> None:
     for name in FILES:
@@ -258,6 +317,50 @@ def test_report_writes_the_reports_again_and_names_them(folder: Path) -> None:
 
 
 # --- where it prints to --------------------------------------------------------------------------
+
+
+def nobody() -> int:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.usefixtures("failed")
+@pytest.mark.parametrize(
+    ("opened", "more", "code", "says"),
+    [
+        (nobody, (), 3, ""),
+        (full_disk, (), 3, "harness: warning: stdout cannot be written (No space left on device)"),
+        (full_disk, ("--json", "-"), 2, "--json -: stdout was not written to its end (No space"),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_verdicts_code_outlives_its_reader_but_a_document_must_be_taken(
+    folder: Path, opened: Callable[[], int], more: Sequence[str], code: int, says: str,
+    unbuffered: str,
+) -> None:  # fmt: skip
+    writer = opened()
+    done = subprocess.run(
+        [*CALM, "gate", "failed", *more], cwd=folder, stdout=writer, stderr=subprocess.PIPE,
+        env=environment(PYTHONUNBUFFERED=unbuffered), text=True, timeout=100, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("stdout") == bool(says)  # told once, or not at all
+
+
+def test_the_help_shows_its_exit_codes_as_written() -> None:
+    shown = invoked("--help").stdout
+    assert "\n  6 target unreachable, 130 interrupted" in shown
+    assert "\\b" not in shown
+    assert "\b" not in shown
 
 
 @pytest.mark.usefixtures("failed")
@@ -355,16 +458,15 @@ def embeddings_only(asked: Asked, _number: int) -> None:
 
 
 def predict_only(asked: Asked, number: int) -> None:
-    if asked.path.endswith("/predict"):
+    if asked.path.partition("?")[0].endswith("/predict"):
         predictions(asked, number)
     else:
         asked.reply(404, {"error": "there is nothing here"})
 
 
+@pytest.mark.usefixtures("calm")
 def test_init_writes_a_plan_and_a_scenario_that_run_at_once(folder: Path) -> None:
-    with started("endpoint", "--port", 0, "--set", "ttft_ms=5", cwd=folder) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().removeprefix("serving on ").strip()
+    with running(Settings(ttft_ms=5)) as url:
         done = finished("init", url, "--into", "new", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert "answers as openai-chat, model reference" in done.stdout
@@ -373,8 +475,8 @@ def test_init_writes_a_plan_and_a_scenario_that_run_at_once(folder: Path) -> Non
         text = plan.read_text()
         assert text.count("\n# ") >= 3
         plan.write_text(re.sub(r"for: \d+s", "for: 1s", text))
-        ran = finished("run", "new/plan.yaml", "--out", "new/run", cwd=folder, command=CALM)
-    assert ran.returncode == 4, ran.stdout + ran.stderr  # a second has too few samples for a p95
+        ran = invoked("run", plan, "--out", folder / "new" / "run")
+    assert ran.exit_code == 4, ran.stdout + ran.stderr  # a second has too few samples for a p95
 
 
 @pytest.mark.parametrize(
@@ -412,11 +514,77 @@ def test_init_keeps_a_key_out_of_the_plan_and_never_overwrites(
     assert plan.target.headers == {"Authorization": "Bearer sk-set"}
 
 
+def echo_all(asked: Asked, _number: int) -> None:
+    asked.reply(403, {"error": f"no {asked.headers['Authorization']} {asked.path}"})
+
+
+def test_init_shows_no_key_that_the_server_echoes_nor_one_of_the_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--into", tmp_path, "--header", "Authorization: Bearer sk-never-1")
+    with serving(echo_all) as url:
+        done = invoked("init", f"{url}?key=never-2", *given)
+    assert done.exit_code == 6
+    assert f"{url}?key=*** answers none" in done.stderr
+    assert "status 403: no *** /v1/chat/completions?key=***" in done.stderr
+    with serving(predict_only) as url:
+        address = f"{url}/predict?key=never-2"
+        done = invoked("init", address, *given)
+    assert (done.exit_code, "never" in done.stdout) == (0, False)
+    assert all("never" not in file.read_text() for file in tmp_path.iterdir())
+    for name, value in (("TARGET", address), ("AUTHORIZATION", "Bearer sk-set")):
+        monkeypatch.setenv(name, value)
+    assert load_plan(tmp_path / "plan.yaml").target.url == address
+
+
+def test_init_asks_through_the_proxy_of_the_environment_as_a_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[str] = []
+
+    def respond(question: Asked, number: int) -> None:
+        asked.append(question.path)
+        predict_only(question, number)
+
+    with serving(respond) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:hidden@"))
+        done = invoked("init", "http://model.test", "--into", tmp_path / "by-proxy")
+    assert done.exit_code == 0, done.stderr
+    assert asked[-1] == "http://model.test/v1/predict"
+    done = invoked("init", "http://model.test", "--into", tmp_path / "down")
+    assert done.exit_code == 6
+    assert f"http://model.test does not answer through the proxy {proxy}: " in done.stderr
+    with serving(predict_only) as url:
+        assert invoked("init", url, "--into", tmp_path / "straight").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("proxy", "code", "says"),
+    [
+        ("socks4://127.0.0.1:1", 2, 'proxy for model.test: found the scheme "socks4"; allowed is'),
+        ("socks5://127.0.0.1:1", 6, "through the proxy socks5://127.0.0.1:1: "),
+    ],
+)
+def test_init_tells_what_is_wrong_with_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, code: int, says: str
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("all_proxy", proxy)
+    done = invoked("init", "http://model.test", "--into", tmp_path)
+    assert (done.exit_code, done.stderr.count("\n")) == (code, 1)
+    assert says in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["http://127.0.0.1:1"], 6, "does not answer"),
         (["localhost:8000"], 2, "must look like http://host:port"),
+        (["http://ex_ample..com:99"], 2, "must look like http://host:port"),
+        (["http://x\x01.test"], 2, "must look like http://host:port"),
         (["http://127.0.0.1:1", "--header", "no colon"], 2, "--header"),
         (["http://127.0.0.1:1", "--header", "X-Größe: 1"], 2, "--header"),
     ],

@@ -20,11 +20,11 @@ from harness import health
 from harness.budget import parse_budget
 from harness.compare import Comparison, limited, regressions
 from harness.compare import compare as compare_pair
-from harness.errors import BudgetSyntaxError, ExitCode, UserError
+from harness.errors import ExitCode, UserError
 from harness.recorder import Recording, StageWindow, StepSpan, load_recording
 from harness.report import comparison as report
-from harness.report.charts import used_share
 from harness.report.facts import WhyNot, findings
+from harness.report.facts.budgets import limit_use
 from harness.report.page import render_page
 from harness.units import NARROW_SPACE
 from harness.verdict import Outcome, judge
@@ -145,8 +145,11 @@ def test_a_limit_for_all_limits_the_p99_of_every_step_and_metric() -> None:
 
 
 def test_limits_are_read_like_budgets_and_must_be_regressions() -> None:
-    with pytest.raises(BudgetSyntaxError, match="a regression is limited by a share, like 5%"):
-        regressions(Pair(run(1), run(1)), "5ms", ())
+    for limit in ("5", "5ms", "0%", "-5%", ""):
+        with pytest.raises(UserError, match=f'^--limit: found "{limit}"; allowed is a share like'):
+            regressions(Pair(run(1), run(1)), limit, ())
+    with pytest.raises(UserError, match=r'found the step "chatt"; .* mean "chat"'):
+        regressions(Pair(run(1), run(1)), None, ["chatt.e2el p95 regression < 5%"])
     with pytest.raises(UserError, match=r"chat\.e2el p99 < 5s.*chat\.e2el p99 regression < 5%"):
         regressions(Pair(run(1), run(1)), None, ["chat.e2el p99 < 5s"])
 
@@ -218,7 +221,6 @@ def test_repeated_runs_are_compared_run_by_run() -> None:
     ("what", "changes"),
     [
         ("machine", {"machine": {**MACHINE, "cores": 4}}),
-        ("harness version", {"harness": "0.2.0"}),
         ("clock", {"clock": "kernel"}),
         ("scenario (SHA-256)", {"scenario": {"sha256": "00" * 32}}),
         ("timeout", {"timeout_s": 5.0}),
@@ -258,6 +260,20 @@ def test_runs_may_differ_in_what_is_compared(edited: Callable[..., Recording]) -
     meant = {one.what for one in found.unlike if one.weight is Weight.MEANT}
     assert meant == {"target", "model", "commit", "parameters", "embedded endpoint"}
     assert {one.what for one in found.unlike if one.weight is Weight.NOTED} == {"seed", "workers"}
+
+
+def test_runs_of_another_version_are_compared_and_the_other_client_is_said(
+    edited: Callable[..., Recording],
+) -> None:
+    base = edited(run(1), "base", versions={"httpx": "0.28.1", "python": "3.11.7"})
+    candidate = edited(run(2), harness="0.2.0", versions={"httpx": "0.29.0", "python": "3.11.7"})
+    found = compare(base, candidate, [p99("20%")])
+    assert found.outcome is Outcome.PASS
+    (noted,) = (one for one in found.unlike if one.weight is Weight.NOTED)
+    assert (noted.what, noted.candidate) == ("client", "harness 0.2.0, httpx 0.29.0")
+    said = " ".join(report.render_text(found, color=False, unicode=False).split())
+    assert "client harness" in said
+    assert "it may send, stamp and count tokens otherwise" in said
 
 
 def test_inputs_of_another_name_and_the_same_content_are_the_same(
@@ -343,7 +359,9 @@ def test_the_page_draws_the_difference_from_a_baseline() -> None:
 def test_an_improvement_uses_nothing_of_its_limit() -> None:
     (verdict,) = judge(run(2, 0.8), [p99("10%")], baseline=run(1)).budgets
     assert (verdict.outcome, verdict.used) == (Outcome.PASS, 0)
-    assert used_share(verdict, verdict.low) == 0
+    use = limit_use(verdict)
+    assert use is not None
+    assert use.low == 0
 
 
 def test_without_a_baseline_the_page_says_how_to_get_one() -> None:
@@ -430,6 +448,29 @@ def test_the_command_prints_writes_and_ends_with_the_verdicts_code(tmp_path: Pat
     assert invoked(*slow).exit_code == ExitCode.PASS
     assert invoked(*slow, "--limit", "0%").exit_code == ExitCode.USAGE
     assert invoked("compare", tmp_path, tmp_path).exit_code == ExitCode.USAGE
+
+
+def test_the_command_refuses_an_output_that_it_could_not_write_before_it_works(
+    tmp_path: Path,
+) -> None:
+    same = ("compare", run(1).folder, run(1).folder)
+    for given, says in {
+        ("--json", "-", "--markdown", "-"): "--json - and --markdown - both want stdout",
+        ("--markdown", tmp_path / "none" / "x.md"): "--markdown: found ",
+        ("--markdown", tmp_path): "it is a folder",
+    }.items():
+        done = invoked(*same, *given)
+        assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
+        assert says in done.stderr
+
+
+def test_the_runs_names_are_said_whole_however_long_they_are(
+    edited: Callable[..., Recording],
+) -> None:
+    long = edited(run(2), id="20261123-122447-chat-with-a-name-of-its-own")
+    lines = report.render_text(compare(run(1), long), color=False, unicode=True).splitlines()
+    assert f"run {long.run['id']} against {run(1).run['id']}" in " ".join(lines[1:3])
+    assert max(map(len, lines)) <= 80
 
 
 def test_a_candidates_own_regression_budgets_are_judged(

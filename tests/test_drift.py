@@ -230,6 +230,15 @@ def test_an_overload_is_said_and_nothing_passes_in_that_stage(save_run: SaveRun)
         assert "latency grows" in text, name
 
 
+def test_latency_that_stays_the_same_in_an_overload_does_not_grow(save_run: SaveRun) -> None:
+    """Of 40 arrivals a second 20 are answered, each 50 ns later a second, and the rest never."""
+    due = np.arange(4_000) / 40 + 0.001
+    answered = np.arange(4_000) % 2 == 0
+    samples = due, np.where(answered, 0.1 + 5e-8 * due, 1_000.0)
+    recording = save_run(of(samples), budgets=[HELD], stages=[stage(end_s=100.0)], intervals=100)
+    assert only(recording).sentence.startswith("overload in steady since 0:00: 20 of 40 requests/s")
+
+
 def test_a_budget_that_an_overload_breaks_stays_broken(save_run: SaveRun) -> None:
     recording = recorded(save_run, queue(lambda due: np.where(due < 41, 0.6, 1.3)))
     for text in ("chat.ttft max < 1s", "chat.ttft p50 < 1ms"):

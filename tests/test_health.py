@@ -11,8 +11,10 @@ from conftest import stage
 
 from harness.budget import parse_budget
 from harness.errors import RecordingError
-from harness.health import MOST_WORKERS, Check, Health, assess, wait_ratio, workers_for_wait
+from harness.health import Check, Health, assess
+from harness.health.workers import MOST_WORKERS, wait_ratio, workers_for_wait
 from harness.recorder import Recorder, Recording, load_recording
+from harness.report.words import broken_checks
 
 MS = 1_000_000
 SaveRun = Callable[..., Recording]
@@ -160,6 +162,20 @@ def test_a_late_generator_is_told_what_would_help(
     assert words in late.remedy.replace("\u202f", " ")
 
 
+def test_a_worker_that_stood_still_gets_one_advice_for_all_that_it_broke(
+    save_run: SaveRun,
+) -> None:
+    run = save_run(steady(lag=50 * MS), cpu=0.99, machine={"cores": 1})
+    late, busy = (check(assess(run), name) for name in ("Send lag", "Generator CPU"))
+    assert late.remedy == busy.remedy
+    assert "use a larger machine" in late.remedy
+    health = assess(stalled(run, 60))
+    late, busy = (check(health, name) for name in ("Send lag", "Generator CPU"))
+    assert late.remedy == busy.remedy
+    assert late.remedy.startswith("a worker stood still for 60\u202fms")
+    assert [late.remedy in text for text in broken_checks(health)].count(True) == 1
+
+
 @pytest.mark.parametrize(
     ("cpu", "workers", "wanted"), [(0.9, 1, 2), (0.6, 1, 2), (1.0, 3, 5), (0.9, 4, 6), (1.0, 6, 10)]
 )
@@ -270,7 +286,7 @@ def test_of_few_sends_one_late_one_breaks_no_stage_and_two_do(save_run: SaveRun)
     [
         ("complete", True, "complete"),
         ("interrupted", True, "interrupted"),
-        ("running", False, "never ended (a crash?)"),
+        ("running", False, "never ended (a crash, or a full disk?)"),
         ("crashed", False, "crashed"),
     ],
 )
@@ -287,13 +303,13 @@ def test_a_missing_histogram_is_a_lost_record(save_run: SaveRun) -> None:
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:-3]))
     health = assess(load_recording(recording.folder))
-    assert check(health, "Lost records", None).measured == "3"
+    assert check(health, "Lost records", None).measured == "3 histograms"
     assert not health.valid
 
 
 def test_reports_that_workers_never_delivered_are_lost_records(save_run: SaveRun) -> None:
     lost = check(assess(save_run(steady(), lost_reports=2)), "Lost records", None)
-    assert (lost.ok, lost.measured) == (False, "2")
+    assert (lost.ok, lost.measured) == (False, "2 worker reports")
 
 
 def test_samples_outside_the_range_are_said(save_run: SaveRun) -> None:

@@ -6,7 +6,9 @@ import base64
 import contextlib
 import math
 import struct
+import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,12 +24,10 @@ from harness.recorder.histogram import (
     Histogram,
     _index_of,
     _lower_edge,
-    _scratch,
-    _view,
     unit_of,
 )
 
-US, MS, HOUR = 1_000, 1_000_000, 3_600_000_000_000
+US, MS, S, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
 TIMES = st.integers(0, HOUR) | st.integers(0, 10 * MS)
 SAMPLES = st.lists(TIMES, min_size=1, max_size=200)
 
@@ -213,6 +213,19 @@ def test_encodings_leave_nothing_behind_for_the_next_one() -> None:
     assert second.encode() == once
 
 
+def test_threads_that_encode_at_the_same_time_do_not_disturb_each_other() -> None:
+    histograms = [Histogram.of([place * MS, place * S]) for place in range(1, 5)]
+    alone = [histogram.encode() for histogram in histograms]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(histograms)) as threads:
+            rounds = [list(threads.map(Histogram.encode, histograms)) for _ in range(200)]
+    finally:
+        sys.setswitchinterval(before)
+    assert all(together == alone for together in rounds)
+
+
 def test_index_and_edges_agree_with_hdrh_over_the_entire_range() -> None:
     reference = HdrHistogram(LOWEST, HIGHEST, DIGITS)
     powers = [p + d for p in (2**k for k in range(32)) for d in (-1, 0, 1)]
@@ -281,17 +294,15 @@ def test_a_blob_of_another_encoding_version_is_refused() -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_payload_is_read_or_refused_and_leaves_no_trace(payload: bytes) -> None:
+def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     with contextlib.suppress(RecordingError):
         decode_one(blob_of(payload))
-    assert not _view(_scratch()).any()
 
 
 @given(st.integers(0, len(ONE) - 1), st.characters(codec="utf-8"))
 def test_a_blob_with_one_wrong_character_is_read_or_refused(at: int, character: str) -> None:
     with contextlib.suppress(RecordingError):
         decode_one(ONE[:at] + character + ONE[at + 1 :])
-    assert not _view(_scratch()).any()
 
 
 # --- counting over a limit -------------------------------------------------------------------------

@@ -32,7 +32,7 @@ KEY = "sk-live-0123456789abcdef"
 PLAN = """
 target: { url: "${TARGET}", api: json, headers: { Authorization: "Bearer ${API_KEY}" } }
 scenario: scenario.py
-load: { name: steady, arrivals: constant 10/s, for: 1s }
+load: { name: steady, arrivals: constant 20/s, for: 500ms }
 budgets: [predict.e2el max < 30s, predict.rate > 0.1/s]
 """
 
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    with running(Settings.of({"ttft_ms": 200, "gap_ms": 5})) as url:
+    with running(Settings.of({"ttft_ms": 100, "gap_ms": 2})) as url:
         yield url
 
 
@@ -60,9 +60,9 @@ def verdict_code(folder: Path) -> int:
 def closed(
     tmp_path_factory: pytest.TempPathFactory, endpoint: str
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The ready chat scenario as Locust's own two users run it for two seconds."""
+    """The ready chat scenario as Locust's own two users run it for a second."""
     folder = tmp_path_factory.mktemp("closed")
-    given = (LOCUSTFILES / "chat.py", "-u", 2, "-t", "2s", "--host", endpoint)
+    given = (LOCUSTFILES / "chat.py", "-u", 2, "-t", "1s", "--host", endpoint)
     return folder, finished(*given, cwd=folder, command=LOCUST)
 
 
@@ -109,7 +109,7 @@ def test_a_plan_drives_locust_as_it_drives_the_harness_and_keys_are_masked(folde
 
 
 def test_ctrl_c_in_a_driven_run_saves_it_and_ends_with_130(folder: Path) -> None:
-    plan = PLAN.replace("for: 1s", "for: 10m")
+    plan = PLAN.replace("for: 500ms", "for: 20s")
     (folder / "other.yaml").write_text(plan)
     given = ("scenario.py", "--plan", "other.yaml")
     with (
@@ -121,7 +121,10 @@ def test_ctrl_c_in_a_driven_run_saves_it_and_ends_with_130(folder: Path) -> None
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "The run was interrupted" in out
-    assert run_json(folder / "run")["status"] == "interrupted"
+    run = run_json(folder / "run")
+    assert run["status"] == "interrupted"
+    assert 0 < run["stages"][0]["end_s"] < 20
+    assert load_recording(folder / "run").losses.intervals == 0
 
 
 def test_a_run_without_plan_or_budgets_needs_a_host_and_has_no_verdict(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.cost import Prices, PriceTable
 from harness.errors import PlanError
 from harness.plan import (
     Arrivals,
@@ -29,7 +31,7 @@ PLAN = """\
 target:
   url: ${TARGET:-embedded}
   api: openai-chat
-  headers: { Authorization: "Bearer ${API_KEY:-}", X-Team: search }
+  headers: { Authorization: "Bearer ${API_KEY:-}", Origin: search }
 scenario: chat.py
 inputs: { file: prompts.jsonl }
 load:
@@ -86,7 +88,7 @@ def test_a_plan_reads_as_it_is_written(folder: Path) -> None:
     assert (plan.scenario, plan.inputs) == (folder / "chat.py", folder / "prompts.jsonl")
     assert (plan.seed, plan.workers, plan.drain_ns) == (42, 1, 30_000_000_000)
     assert plan.target.url == "embedded"
-    assert plan.target.headers == {"Authorization": "Bearer sk-1234", "X-Team": "search"}
+    assert plan.target.headers == {"Authorization": "Bearer sk-1234", "Origin": "search"}
     warmup, steady, closed = plan.load
     assert (warmup.record, warmup.max_in_flight, warmup.duration_ns) == (False, 1000, 10**10)
     assert steady.arrivals == Arrivals(kind="poisson", rate_per_s=20)
@@ -150,6 +152,15 @@ def test_variables_outside_the_schema_are_typed_as_if_written_out(folder: Path) 
     assert load(folder, text).target.params == {"n": 16, "s": "16", "d": "2024-01-01"}
 
 
+def test_variables_may_stand_for_numbers_and_for_true_or_false(folder: Path) -> None:
+    text = changed("seed: ${SEED:-42}", "seed: ${SEED}\nworkers: ${N}\nrepeat: '${N}'")
+    text = text.replace("confidence: 0.99", 'confidence: "${C}", abort: "${ABORT}"')
+    plan = load(folder, text, SEED="7", N="3", C="0.9", ABORT="True")
+    budget = plan.budgets[-1]
+    assert (plan.seed, plan.workers, plan.repeat) == (7, 3, 3)
+    assert (budget.confidence, budget.abort) == (0.9, True)
+
+
 @pytest.mark.parametrize(
     "value", ["a: b", "[1, 2]", "{x: 1}", "- x", "!!int 3", "*alias", "x\ny: 1", '"', "#"]
 )
@@ -186,9 +197,9 @@ ERRORS = [
     (changed("api: openai-chat", "timeout: 60"), "3:12", "write 60s"),
     (changed("api: openai-chat", "verify: no.pem"), "3:11", "no.pem"),
     (changed("api: openai-chat", "params: [1]"), "3:11", "keys with values"),
-    (changed("X-Team: search", "X-Team: 3"), "4:60", "put it in quotes"),
-    (changed("X-Team: search", 'X-Team: "a\\nb"'), "4:60", "line break"),
-    (changed("X-Team:", "X Team:"), "4:52", "a header's name"),
+    (changed("Origin: search", "Origin: 3"), "4:60", "put it in quotes"),
+    (changed("Origin: search", 'Origin: "a\\nb"'), "4:60", "line break"),
+    (changed("Origin:", "Orig n:"), "4:52", "a header's name"),
     (changed('"Bearer ${API_KEY:-}"', "Bearer ${API_KEY:-}"), "4:37", "with quotes"),
     # files
     (changed("scenario: chat.py", "scenario: chatt.py"), "5:11", "relative to the plan's folder"),
@@ -222,6 +233,9 @@ ERRORS = [
     (changed("chat.ttft p99 < 800ms", "${B:-chat.ttft p99 < 800}"), "12:5", "write 800ms"),
     (changed("confidence: 0.99", "confidence: 0.4"), "13:52", "at least 0.5"),
     (changed("confidence: 0.99", "confidence: 1"), "13:52", "at most 0.9999"),
+    (changed("confidence: 0.99", "confidence: 95"), "13:52", "0.9999; did you mean 0.95?"),
+    (changed("confidence: 0.99", "confidence: 99.9%"), "13:52", "number; did you mean 0.999?"),
+    (changed("confidence: 0.99", 'abort: "yes"'), "13:48", 'found "yes"; allowed is true or false'),
     (changed("confidence:", "confidnce:"), "13:40", 'did you mean "confidence"?'),
     (changed("stage: steady", "stage: stedy"), "13:5", 'did you mean "steady"?'),
     (changed("stage: steady", "stage: warmup"), "13:5", "not recorded"),
@@ -269,6 +283,23 @@ ERRORS = [
     (changed("[overload, errors]", "errors", FULL), "16:11", "a list"),
     (changed("holm", "bonferroni", FULL), "17:19", "none, holm"),
     (changed("multiple_testing:", "correction:", FULL), "17:1", 'did you mean "multiple_testing"?'),
+    # what it costs
+    (changed("chat.ttft p99 < 800ms", "chat.cost mean < $1"), "12:5", "no prices; add to its file"),
+    (MINIMAL + "prices: {}\n", "5:9", "found no price"),
+    (MINIMAL + "prices: { input: 0.15/1M }\n", "5:18", "write $0.15/1M"),
+    (MINIMAL + "prices: { input: $0.15 }\n", "5:18", "write $0.15/1M"),
+    (MINIMAL + "prices: { input: 0.15 }\n", "5:18", "US dollars, like $0.15/1M"),
+    (MINIMAL + "prices: { input: [1] }\n", "5:18", "a price, like $0.15/1M"),
+    (MINIMAL + "prices: { request: $1/1M }\n", "5:20", "an amount is $"),
+    (MINIMAL + "prices: { inputs: $1/1M }\n", "5:11", 'did you mean "input"?'),
+    (MINIMAL + "pricing: { input: $1/1M }\n", "5:1", 'did you mean "prices"?'),
+    (MINIMAL + "prices: $1/1M\n", "5:9", "input, cached_input, output, request, steps"),
+    (MINIMAL + "prices: { request: $1, monthly_requests: 0 }\n", "5:42", "at least 1"),
+    (MINIMAL + "prices: { request: $1, monthly_requests: 3M }\n", "5:42", "a whole number"),
+    (MINIMAL + "prices: { steps: { a: { input: $1/1M } } }\n", "5:9", "found no price"),
+    (MINIMAL + "prices: { request: $1, steps: { a: {} } }\n", "5:36", "found no price"),
+    (MINIMAL + "prices: { request: $1, steps: { a b: {} } }\n", "5:33", "a step's name"),
+    (MINIMAL + "prices: { request: $1, steps: { a: { b: $1 } } }\n", "5:38", "output, request"),
     # the rest
     (changed("${SEED:-42}", "abc"), "14:7", "a whole number"),
     (changed("${SEED:-42}", "${SEED:-abc}"), "14:7", "a whole number"),
@@ -350,6 +381,41 @@ def test_a_budget_of_an_unknown_step_is_refused_at_its_place(folder: Path) -> No
         check_steps(plan, ["chats"])
 
 
+PRICES = """\
+prices:
+  input: $0.15/1M
+  cached_input: ${CACHED:-$0.075/1M}
+  output: $0.0006/1k
+  request: $0.0001
+  steps: { answer/embed: { input: $0.02/1M } }
+  monthly_requests: 3000000
+"""
+
+
+def test_prices_are_read_exactly_and_saved_with_the_run(folder: Path) -> None:
+    plan = load(folder, PLAN + PRICES)
+    assert plan.prices == PriceTable(
+        default=Prices(
+            input=Decimal(150),
+            cached_input=Decimal(75),
+            output=Decimal(600),
+            request=Decimal(100_000),
+        ),
+        steps={"answer/embed": Prices(input=Decimal(20))},
+        monthly_requests=3_000_000,
+    )
+    run = describe(plan, "http://x", stage_windows(plan), 10**9)
+    assert json.loads(json.dumps(run["prices"])) == plan.prices.written()
+    assert describe(load(folder, PLAN), "http://x", (), 10**9)["prices"] is None
+
+
+def test_prices_of_an_unknown_step_are_refused_at_their_place(folder: Path) -> None:
+    plan = load(folder, MINIMAL + PRICES)
+    check_steps(plan, ["chat", "answer/embed"])
+    with pytest.raises(PlanError, match=r'10:12: found prices of the step .*"answer/embedding"'):
+        check_steps(plan, ["chat", "answer/embedding"])
+
+
 def test_run_is_a_step_of_every_scenario(folder: Path) -> None:
     check_steps(load(folder, MINIMAL.replace("chat.ttft", "run.ttft")), ["chat"])
 
@@ -379,12 +445,12 @@ def test_secrets_of_the_environment_stay_out_of_repr_and_source(folder: Path) ->
 )
 def test_a_secret_written_out_is_masked_wherever_it_stands(folder: Path, header: str) -> None:
     text = changed(
-        'headers: { Authorization: "Bearer ${API_KEY:-}", X-Team: search }',
-        f"headers:\n    {header}\n    X-Team: search  # not {SECRET}",
+        'headers: { Authorization: "Bearer ${API_KEY:-}", Origin: search }',
+        f"headers:\n    {header}\n    Origin: search  # not {SECRET}",
     )
     plan = load(folder, text)
     assert SECRET not in plan.redacted_source + repr(plan)
-    assert "X-Team: search" in plan.redacted_source
+    assert "Origin: search" in plan.redacted_source
     assert any(SECRET in secret for secret in secrets(plan))
     assert plan.source == text
 
@@ -401,7 +467,7 @@ def test_a_secret_variable_is_known_wherever_it_is_used(folder: Path) -> None:
 
 def test_no_error_repeats_a_header(folder: Path) -> None:
     for header in ("x-api-key: 123456789", "x-api-key: [123456789]", '"x: 123456789": a'):
-        text = changed("X-Team: search", header)
+        text = changed("Origin: search", header)
         assert "123456789" not in str(error_of(folder, text))
     text = MINIMAL.replace("url: embedded", f"url: embedded, headers: {SECRET}")
     assert SECRET not in str(error_of(folder, text))
@@ -454,6 +520,7 @@ def test_the_source_of_options_is_a_plan_without_secrets(folder: Path) -> None:
         ({"rate": "2/s", "headers": ("abc",)}, "--header", "Name: value"),
         ({"rate": "2/s", "budgets": ("chat.ttft p99<800",)}, "--budget", "write 800ms"),
         ({"rate": "2/s", "budgets": ()}, "--budget", "at least one"),
+        ({"rate": "2/s", "budgets": ("run.cost mean < $1",)}, "--budget", "has no prices"),
         ({"rate": "2/s", "seed": -1}, "--seed", "at least 0"),
         ({"rate": "2/s", "workers": 0}, "--workers", "at least 1"),
         ({"rate": "2/s", "repeat": 99}, "--repeat", "at most 20"),
@@ -497,6 +564,12 @@ def test_the_schemas_patterns_take_what_the_plan_takes() -> None:
     for text in ("300ms", "1.5s", "2m", "${FOR:-10s}"):
         assert re.search(stage["for"]["pattern"], text)
     assert not re.search(stage["for"]["pattern"], "300")
+    prices = json_schema()["$defs"]["PricesEntry"]["properties"]
+    for key, good, bad in (("input", "$0.15/1M", "$0.15"), ("request", "$0.1", "0.1")):
+        (price,) = [kind for kind in prices[key]["anyOf"] if kind.get("type") == "string"]
+        assert re.search(price["pattern"], good)
+        assert re.search(price["pattern"], "${PRICE}")
+        assert not re.search(price["pattern"], bad)
 
 
 def test_reading_a_plan_brings_in_nothing_heavy() -> None:

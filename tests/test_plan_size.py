@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from conftest import stage
 
 from harness.plan import Plan, load_plan
 from harness.recorder import Recorder, Recording
-from harness.sizing import TYPICAL_VIF, as_json, needs, render, undecidable
-from harness.stats import samples_to_pass
+from harness.sizing import TYPICAL_VIF, as_json, needs, out_of_reach, render, undecidable
+from harness.stats import mean_evidence, samples_to_pass
 from harness.stats.sizing import (
     exceedance_under,
     mean_size,
@@ -79,6 +80,8 @@ def test_few_repetitions_need_more_since_they_tell_little_of_how_they_differ(
         ("predict.error_rate < 1%", share_size(0.01, 0.95, rate_per_s=50, vif=3)),
         ("predict.goodput > 90%", share_size(1 - 0.9, 0.95, rate_per_s=50, vif=3)),
         ("predict.e2el mean < 1s", mean_size(0.95, rate_per_s=50, vif=3)),
+        ("predict.output_tokens mean > 5", mean_size(0.95, upper=False, rate_per_s=50, vif=3)),
+        ("predict.rate > 5/s", mean_size(0.95, upper=False, rate_per_s=50, vif=3)),
         (
             "predict.e2el p99 regression < 5%",
             regression_size(0.99, 0.95, ratio=1, margin=0.05, rate_per_s=50, vif=3),
@@ -93,10 +96,44 @@ def test_each_kind_of_budget_is_sized_by_its_formula(
 
 
 def test_what_one_number_decides_needs_no_samples(plan_of: Callable[..., Plan]) -> None:
-    budgets = ("predict.e2el max < 1s", "predict.rate > 5/s", "predict.error_rate <= 0%")
-    for need in needs(plan_of(*budgets)):
+    budgets = (
+        "predict.e2el max < 1s",
+        "predict.error_rate <= 0%",
+        "predict.goodput >= 100% over 10s",
+    )
+    assert len(needs(plan_of(*budgets))) == len(budgets)
+    shortest = plan_of("predict.rate > 5/s", load=LOAD.replace("60s", "1900ms"))
+    for need in (*needs(plan_of(*budgets)), *needs(shortest)):
         assert (need.size, need.enough) == (None, True)
         assert "a fact about the run" in need.note
+    (long_enough,) = needs(plan_of("predict.rate > 5/s", load=LOAD.replace("60s", "2s")))
+    assert long_enough.size is not None
+
+
+@pytest.mark.parametrize(
+    ("budget", "load", "reached"),
+    [
+        ("predict.rate > 51/s", LOAD, False),
+        ("predict.rate > 50/s", LOAD, False),
+        ("predict.rate >= 50/s", LOAD, True),
+        ("predict.rate > 49/s", LOAD, True),
+        ("predict.rate > 51/s", LOAD.replace("60s", "1s"), False),
+        ("predict.rate > 51/s", "{ concurrency: 2, for: 9s }", True),  # for all that is known
+    ],
+)
+def test_a_rate_that_the_plan_does_not_have_is_told_before_the_run(
+    plan_of: Callable[..., Plan], budget: str, load: str, *, reached: bool
+) -> None:
+    plan = plan_of(budget, load=load)
+    (need,) = needs(plan)
+    assert need.out_of_reach is not reached
+    said = (
+        "steady plans 50/s, so that it cannot be reached unless a task runs predict several times"
+    )
+    assert out_of_reach(plan) == ([] if reached else [f"{budget}: {said}"])
+    if not reached:
+        assert not need.enough
+        assert not as_json([need], power=0.9)["enough"]
 
 
 def test_a_stage_as_long_as_it_takes_is_long_enough(plan_of: Callable[..., Plan]) -> None:
@@ -135,6 +172,18 @@ def test_windows_of_the_size_asked_for_hold_by_chance_as_often_as_promised() -> 
     n = span_size(allowed, spans, true=true, power=0.9).samples
     broke = random.binomial(n, true, (4000, spans)) > allowed * n
     assert 0.9 <= 1 - broke.any(axis=1).mean() < 0.98
+
+
+def test_a_rate_of_the_size_asked_for_is_shown_as_often_as_promised() -> None:
+    random, limit, rate_per_s = np.random.default_rng(1), 1.0, 1.2
+    seconds = mean_size(0.95, upper=False, rate_per_s=rate_per_s).seconds
+    assert seconds is not None
+    done = random.poisson(rate_per_s, (400, math.ceil(seconds))).astype(float)
+    every = [mean_evidence(run, np.ones(len(run)), 0.95) for run in done]
+    shown = [found.low > limit and found.resolved for found in every if found]
+    assert sum(shown) / len(every) >= 0.88
+    shorter = [mean_evidence(run[: len(run) // 3], np.ones(len(run) // 3), 0.95) for run in done]
+    assert sum(found.low > limit for found in shorter if found) / len(every) < 0.7
 
 
 def test_what_only_a_run_can_tell_is_not_enough(plan_of: Callable[..., Plan]) -> None:
@@ -190,6 +239,7 @@ def test_a_pilot_of_the_same_users_tells_how_fast_they_are(
         plan = plan_of("predict.e2el p50 < 1s", load=load)
         (need,) = needs(plan, pilot=pilot(**closed))
         assert need.given == given
+    assert need.note == "the pilot ran with 8 users: only one of this load can tell"
 
 
 def test_a_pilot_whose_samples_come_in_spells_asks_for_more(
@@ -223,11 +273,33 @@ def test_a_pilot_whose_failures_come_in_storms_asks_for_more(
         assert need.dependence.vif > 2
 
 
+def test_a_pilot_whose_requests_end_in_bursts_asks_for_more_of_a_rate(
+    plan_of: Callable[..., Plan], save_run: Callable[..., Recording]
+) -> None:
+    def pilot(*bursts: int) -> Recording:
+        def fill(recorder: Recorder, i: int) -> None:
+            recorder.load("steady").planned += 10
+            for _ in range(bursts[i // 5 % len(bursts)]):
+                recorder.request("steady", "predict", {"e2el": MS})
+
+        return save_run(fill, stages=[stage("steady", 0, 60)], intervals=60)
+
+    plan = plan_of("predict.rate > 5/s")
+    (calm,), (bursts,) = (needs(plan, pilot=pilot(*each)) for each in ((10,), (0, 20)))
+    assert calm.given == bursts.given == 3000
+    assert calm.dependence.vif == 1
+    assert bursts.dependence.vif > 5
+
+
 def test_a_pilot_without_the_step_cannot_tell(
     plan_of: Callable[..., Plan], pilot: Callable[..., Recording]
 ) -> None:
-    (need,) = needs(plan_of("other.e2el p50 < 1s"), pilot=pilot())
-    assert (need.given, need.enough) == (None, False)
+    other, tokens = needs(
+        plan_of("other.e2el p50 < 1s", "predict.input_tokens p50 > 1"), pilot=pilot()
+    )
+    assert (other.given, other.enough) == (None, False)
+    assert other.note == "the pilot ran no step other: it is not of this plan"
+    assert tokens.note == "the pilot's predict gave no input_tokens"
 
 
 @pytest.mark.parametrize(

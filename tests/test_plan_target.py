@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from commands import PREDICT, invoked, predictions, run_json, serving
 
+from harness import proxies
 from harness.errors import PlanError
 from harness.plan import Plan, load_plan, masked, secrets, with_url
 
@@ -47,7 +48,7 @@ def refused(folder: Path, target: str) -> str:
 @pytest.mark.parametrize(
     ("proxy", "words"),
     [
-        ("socks5://p:1", 'found the scheme "socks5"; allowed is a URL like http://proxy:3128'),
+        ("socks4://p:1", 'found the scheme "socks4"; allowed is a URL like http://proxy:3128'),
         ("proxy:3128", 'found the scheme ""'),
         ("http://", "without a usable host"),
         ("http://p:x", "cannot be read"),
@@ -62,10 +63,24 @@ def test_a_proxy_is_a_url_of_a_scheme_that_httpx_knows(
     assert words in message
 
 
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_a_socks_proxy_needs_its_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    written = f"proxy: {scheme}://me:{HIDDEN}@p:1080"
+    assert load(folder, written).target.proxy == f"{scheme}://me:{HIDDEN}@p:1080"
+    monkeypatch.setattr(proxies, "find_spec", lambda _name: None)
+    assert refused(folder, written) == (
+        f'plan.yaml:4:10: found the scheme "{scheme}", but SOCKS needs the package '
+        "socksio, which is not installed; install it: pip install socksio"
+    )
+
+
 @pytest.mark.parametrize(
     "proxy",
     [
         f"http://me:{HIDDEN}@proxy:3128",
+        f"socks5://me:{HIDDEN}@proxy:1080",
         f"http://{HIDDEN}@proxy:3128",
         f'"http://${{USER}}:${{PASS:-{HIDDEN}}}@proxy:3128"',
     ],

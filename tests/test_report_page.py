@@ -33,12 +33,14 @@ from harness.report.facts import (
     Load,
     Nines,
     OverTime,
-    _beyond_chance,
+    Waterfall,
+    WhyNot,
     findings,
 )
+from harness.report.facts.over_time import _beyond_chance
+from harness.report.facts.waterfall import find_waterfall
 from harness.report.page import render_page
 from harness.report.paper import ROLES
-from harness.report.waterfall import Waterfall, WhyNot, find_waterfall
 from harness.units import NARROW_SPACE, format_clock
 from harness.verdict import Outcome, judge
 
@@ -236,7 +238,7 @@ def test_no_waterfall_is_drawn_of_a_stage_that_was_not_measured_properly():
 
 def test_time_in_a_step_that_holds_other_steps_counts_once():
     from harness.recorder import Journey, StepSpan
-    from harness.report.waterfall import _means
+    from harness.report.facts.waterfall import _means
 
     steps = [("a", 0, 100), ("a/b", 10, 40), ("a/c", 40, 90)]
     spans = tuple(StepSpan(s, a, b, None, {}) for s, a, b in steps)

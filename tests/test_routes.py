@@ -22,9 +22,10 @@ from test_transport import Counting, stamps_of
 
 from harness.errors import UserError
 from harness.plan import Target
+from harness.proxies import environment_proxy
 from harness.transport import Transport
 from harness.transport.clock import KERNEL, USER
-from harness.transport.routes import RoutedTransport, environment_proxy, open_transport
+from harness.transport.routes import RoutedTransport, open_transport
 
 pytestmark = pytest.mark.swarm
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -72,6 +73,9 @@ class Proxy:
     def _tunnel(self, connection: Any, place: bytes) -> None:
         upstream = self._connect(place)
         connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        self._join(connection, upstream)
+
+    def _join(self, connection: Any, upstream: Any) -> None:
         back = gevent.spawn(self._pump, upstream, connection)
         self._pump(connection, upstream)
         back.kill()
@@ -88,6 +92,29 @@ class Proxy:
         host, _, port = place.decode().rpartition(":")
         address = "127.0.0.1" if host.endswith(".test") else host
         return gevent.socket.create_connection((address, int(port)))
+
+
+class Socks(Proxy):
+    """Opens tunnels as a SOCKS5 proxy does (RFC 1928), for one user and password (RFC 1929)."""
+
+    def __call__(self, connection: Any) -> None:
+        method = b"\x02" if self._wants else b"\x00"
+        assert connection.recv(3) == b"\x05\x01" + method
+        connection.sendall(b"\x05" + method)
+        if self._wants:
+            user, password = self._wants.split(b":")
+            known = b"\x01%c%b%c%b" % (len(user), user, len(password), password)
+            if connection.recv(100) != known:
+                connection.sendall(b"\x01\x01")
+                return
+            connection.sendall(b"\x01\x00")
+        asked = connection.recv(300)
+        assert asked[:4] == b"\x05\x01\x00\x03"  # connect, to a name
+        host, port = asked[5 : 5 + asked[4]], int.from_bytes(asked[-2:])
+        self.asked.append(b"%b:%d" % (host, port))
+        upstream = self._connect(self.asked[-1])
+        connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
+        self._join(connection, upstream)
 
 
 def speaks_http2(connection: Any) -> None:
@@ -191,16 +218,19 @@ def test_a_loopback_address_is_never_sent_to_the_environments_proxy(
 @pytest.mark.parametrize(
     ("proxy", "problem"),
     [
-        ("socks5://me:hidden@p:1", 'has the scheme "socks5"'),
-        ("http://me:hidden@p:x", "has a URL that cannot be read"),
-        ("http://me:hidden@", "has a URL without a host"),
+        ("socks4://me:hidden@p:1", 'the scheme "socks4"'),
+        ("me:hidden@http://p:1", 'the scheme ""'),
+        ("http://me:hidden@p:x", "a URL that cannot be read"),
+        ("http://me:hidden@", "a URL without a usable host"),
     ],
 )
 def test_a_proxy_of_the_environment_that_is_of_no_use_is_refused_before_the_load(
     environment: Callable[..., None], proxy: str, problem: str
 ) -> None:
     environment(ALL_PROXY=proxy, NO_PROXY="http://b.test:x")
-    with pytest.raises(UserError, match=rf"proxy for a\.test {problem}; allowed is") as error:
+    with pytest.raises(
+        UserError, match=rf"proxy for a\.test: found {problem}; allowed is"
+    ) as error:
         open_transport(Target(url="http://a.test"), "http://a.test")
     assert "hidden" not in str(error.value)
 
@@ -318,6 +348,70 @@ def test_a_proxy_that_refuses_or_is_down_is_named_in_the_failure(
     (step,) = seen.steps
     assert step.failure == "connect"
     assert step.detail["error"].startswith(f"through the proxy {through}: ")
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+@pytest.mark.parametrize("known", [b"", b"me:hidden"])
+def test_calls_go_through_a_socks_proxy_that_looks_up_the_name(
+    environment: Callable[..., None], scheme: str, known: bytes
+) -> None:
+    proxy = Socks(wants=known)
+    with proxied(proxy, streams) as (through, url):
+        place = url.replace("127.0.0.1", "model.test")
+        at = known.decode() + "@" if known else ""
+        environment(ALL_PROXY=through.replace("http://", f"{scheme}://{at}"))
+        seen = seen_through(Target(url=place))
+        assert load.do(lambda user: user.chat("hi"), seen)
+        clock = seen.run.transport.clock
+    assert proxy.asked == [place.removeprefix("http://").encode()]
+    assert load.metrics(seen.report(), "chat") >= {"ttft", "itl", "e2el", "send_lag", "connect"}
+    assert clock == f"monotonic, stamped in user space: through the proxy {scheme}" + (
+        through.removeprefix("http")
+    )
+
+
+def test_https_goes_through_a_socks_proxy_too_and_its_negotiation_counts_as_connecting(
+    authority: dict[str, Path],
+) -> None:
+    class Slow(Socks):
+        def _connect(self, place: bytes) -> Any:
+            gevent.sleep(0.1)
+            return super()._connect(place)
+
+    served = tls(authority)
+    with load.serving(Slow()) as through, load.serving(Counting(), **served) as url:
+        named = url.replace("127.0.0.1", "localhost")
+        target = Target(url=named, verify=authority["ca"], proxy=through.replace("http", "socks5"))
+        with httpx.Client(transport=open_transport(target, named), base_url=named) as http:
+            first, second = stamps_of(http.get("/")), stamps_of(http.get("/"))
+    assert first.connect_ns > 0.09 * load.S
+    assert second.connect_ns == 0
+
+
+def refuses(connection: Any) -> None:
+    Socks(wants=b"another:one")(connection)
+
+
+def says_nonsense(connection: Any) -> None:
+    connection.recv(3)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("handle", "says"),
+    [(refuses, "Invalid username/password"), (says_nonsense, "Malformed reply")],
+)
+def test_a_socks_proxy_that_does_not_connect_is_named_in_the_failure(
+    handle: Callable[[Any], None], says: str
+) -> None:
+    with load.serving(handle) as through:
+        known = through.replace("http://", "socks5://me:hidden@")
+        seen = seen_through(Target(url="http://a.test:1", proxy=known))
+        assert not load.do(lambda user: user.predict({"x": 1}), seen)
+    (step,) = seen.steps
+    assert step.failure == "connect"
+    named = through.replace("http", "socks5")
+    assert step.detail["error"] == f"through the proxy {named}: {says}"
 
 
 def test_more_requests_at_a_time_than_httpx_would_allow_are_not_queued() -> None:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from commands import CALM, PREDICT, finished, invoked
+from commands import PREDICT, calm, invoked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -491,6 +491,7 @@ def search(
     def found(runs: Runs, over: Any = "rate", high: float = 100, **more: Any) -> Search:
         monkeypatch.setattr(running, "run_plan", runs.run_plan)
         monkeypatch.setattr(running, "probe_of", runs.probe_of)
+        monkeypatch.setattr(running, "PAUSES_S", (0.0,) * len(running.PAUSES_S))
         within = Range(low=1, high=high, whole=over == "concurrency")
         template = template_of(plan_of(*more.pop("budgets", BUDGETS), **more), over)
         return Searcher(template, within, tmp_path / "out", live=_unseen, say=lambda _: None).run()
@@ -590,7 +591,7 @@ def test_what_ends_a_search_early_keeps_what_was_found(
     search: Callable[..., Search], error: BaseException, code: int, why: str
 ) -> None:
     runs = Runs(60)
-    runs.end_with[4] = error
+    runs.end_with = dict.fromkeys(range(4, 99), error)
     found = search(runs)
     assert (len(found.probes), found.exit_code) == (3, code)
     assert headline(found) == "The search did not end: 4/s held so far."
@@ -599,6 +600,16 @@ def test_what_ends_a_search_early_keeps_what_was_found(
     assert [file.name for file in export.write_results(found)] == [
         "search.html", "search.md", "search.json", "knee.svg",
     ]  # fmt: skip
+
+
+def test_a_target_that_does_not_answer_for_a_while_ends_no_search(
+    search: Callable[..., Search],
+) -> None:
+    runs = Runs(60)
+    runs.end_with = dict.fromkeys((3, 4, 7), TargetError("status 429"))
+    found = search(runs)
+    assert (found.exit_code, len(found.probes)) == (0, len(runs.plans) - 3)
+    assert [plan.load[-1].load for plan in runs.plans[2:5]] == ["poisson 4/s"] * 3
 
 
 def test_an_interrupted_probe_is_kept_but_counts_for_nothing(search: Callable[..., Search]) -> None:
@@ -628,6 +639,7 @@ def test_an_error_before_anything_was_recorded_is_raised_and_leaves_nothing(
     runs.end_with[1] = TargetError("nobody there")
     with pytest.raises(TargetError, match="nobody there"):
         search(runs)
+    assert len(runs.plans) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -673,28 +685,28 @@ def test_users_are_searched_too(search: Callable[..., Search]) -> None:
 
 
 def test_a_knee_of_the_embedded_endpoint_is_found(
-    plan_of: Callable[..., Plan], tmp_path: Path
+    plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One slot of 40 ms serves 25 requests a second; beyond it the queue grows."""
+    """One slot of 24 ms serves 42 requests a second; beyond it the queue grows."""
+    calm(monkeypatch)
     slowest = "predict.e2el max < 400ms"
     plan_of(
         slowest,
-        load="[{ name: steady, arrivals: constant 5/s, for: 2500ms }]",
-        embedded="{ slots: 1, predict_ms: 40, predict_sigma: 0.05 }",
+        load="[{ name: steady, arrivals: constant 5/s, for: 1250ms }]",
+        embedded="{ slots: 1, predict_ms: 24, predict_sigma: 0.05 }",
         drain="3s",
     )
-    done = finished(
-        "search", "plan.yaml", "--over", "rate", "--from", "16/s", "--to", "64/s",
-        "--precision", "100%", "--longest", "1s", "--out", "out", "--json", "-", "-q",
-        cwd=tmp_path, command=CALM,
+    done = invoked(
+        "search", tmp_path / "plan.yaml", "--over", "rate", "--from", "32/s", "--to", "128/s",
+        "--precision", "100%", "--longest", "1s", "--out", tmp_path / "out", "--json", "-", "-q",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
     assert data == json.loads((tmp_path / "out" / "search.json").read_text("utf-8"))
-    assert (data["load"], data["not_at"], data["load_twice"]) == (16, 32, True)
+    assert (data["load"], data["not_at"], data["load_twice"]) == (32, 64, True)
     assert data["first_broken"]["budget"] == slowest
     assert data["first_broken"]["used"] > 1
-    assert [probe["load"] for probe in data["probes"]] == [16, 32, 16, 32]
+    assert [probe["load"] for probe in data["probes"]] == [32, 64, 32, 64]
     for probe in data["probes"]:
         assert (tmp_path / "out" / probe["folder"] / "report.html").exists()
     held = data["probes"][0]

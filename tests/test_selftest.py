@@ -20,7 +20,7 @@ from harness import health, selftest
 from harness.errors import HarnessError
 from harness.plan import Plan, load_plan
 from harness.recorder import Limits, Recorder, Report
-from harness.selftest import ramp
+from harness.selftest import measurement, ramp
 from harness.selftest.fitting import ASSUMED_TOKENS, ASSUMED_TOKENS_PER_S, demands
 from harness.selftest.result import (
     Ceiling,
@@ -109,8 +109,8 @@ def measured() -> tuple[Selftest, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(health, "SEND_LAG_LIMIT_NS", 10**12)
         patch.setattr(health, "CPU_LIMIT", 9)
-        patch.setattr(ramp, "_ERROR_LIMIT_NS", 10**12)
-        patch.setattr(ramp, "cores", lambda: 3)  # two servers, one worker
+        patch.setattr(measurement, "_ERROR_LIMIT_NS", 10**12)
+        patch.setattr(measurement, "cores", lambda: 3)  # two servers, one worker
         bounds = selftest.Bounds(step_s=0.5, steps=2, streams=10, requests_per_s=40)
         return selftest.measure(bounds=bounds, say=said.append), said
 
@@ -153,7 +153,7 @@ def test_at_the_deadline_everything_is_ended_by_force() -> None:
 
 
 def test_the_load_ends_where_no_higher_step_should_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ramp._Ramp, "_judge", lambda *_: False)
+    monkeypatch.setattr(ramp.Ramp, "_judge", lambda *_: False)
     bounds = selftest.Bounds(step_s=0.5, steps=20, streams=4, requests_per_s=20)
     found = selftest.measure(bounds=bounds)
     assert 1 <= len(found.token_events.levels) < 20
@@ -227,11 +227,11 @@ def reports(lags_ns: list[int], *, service_ns: int = 10 * MS) -> Iterator[Report
 def test_the_load_rises_until_two_steps_in_a_row_were_bad(
     tmp_path: Path, lags_ms: list[int], stops_in: int | None
 ) -> None:
-    steps = ramp._Steps(
+    steps = ramp.Steps(
         api="json", scenario=tmp_path, rates=[10.0] * 5, step_s=2, settle_s=0.5,
         usual_ns=10 * MS, lag_limit_ns=10 * MS, quiet_steps=1, max_in_flight=9,
     )  # fmt: skip
-    rising = ramp._Ramp(steps, steps.plan(), 2 / ramp._INTERVALS)
+    rising = ramp.Ramp(steps, steps.plan(), 2 / ramp._INTERVALS)
     told = [rising.note(report) for report in reports([ms * MS for ms in lags_ms])]
     stopped = [number // ramp._INTERVALS for number, go_on in enumerate(told) if not go_on]
     assert stopped[:1] == ([] if stops_in is None else [stops_in])
@@ -254,7 +254,7 @@ def test_the_load_rises_until_two_steps_in_a_row_were_bad(
         ("poisson 1000/s", "{ stream: false }", 1, {}, 1, True),
         ("poisson 1001/s", "{ stream: false }", 1, {}, 2, False),
         ("poisson 1/s", "{ stream: false }", 1, {"requests": 0}, None, False),
-        ("poisson 1/s", "{}", 1, {"events": ASSUMED_TOKENS}, 2, False),
+        ("poisson 1/s", "{}", 1, {"events": 0}, None, False),
     ],
 )
 def test_requests_and_token_events_share_the_workers(
@@ -284,10 +284,40 @@ def test_the_most_demanding_stage_decides_and_the_text_says_what_was_assumed(
     assert fitting.demand.stage == "peak"
     assert math.isclose(fitting.share, 200 / 1000 + 200 * ASSUMED_TOKENS / 10_000)
     text = describe_fit(fitting, result(at_least=True))
-    assert "needs at most 6 workers, it has 1 and this machine 4 cores" in text
+    assert text.startswith(
+        "fits unless what is assumed holds: it would need at most 6 workers, it has 1 and this "
+        "machine 4 cores; "
+    )
     assert f"{ASSUMED_TOKENS} tokens a reply, assumed" in text
     assert "1 request a task, as its source has them" in text
     assert "at least 10,000/s token events" in text
+
+
+@pytest.mark.parametrize(
+    ("load", "params", "needed", "least", "fits"),
+    [
+        ("arrivals: constant 200/s", "{}", 6, 1, True),
+        ("arrivals: constant 950/s", "{}", 26, 2, False),  # a token of each reply is one too many
+        ("arrivals: constant 950/s", "{ max_tokens: 1 }", 2, 2, False),
+        ("concurrency: 1000", "{}", 6, 1, True),  # 50 tokens/s of each are assumed
+        ("concurrency: 1000", "{ max_tokens: 100 }", 6, 1, True),
+    ],
+)
+def test_what_is_assumed_alone_makes_no_plan_unfit(
+    tmp_path: Path, load: str, params: str, needed: int, least: int, fits: bool
+) -> None:
+    plan = plan_of(tmp_path, f"{{ {load}, for: 1s }}", params=params)
+    fitting = selftest.fit(plan, result())
+    assert (fitting.needed, fitting.least, fitting.fits) == (needed, least, fits)
+    words = "fits unless what is assumed holds" if fits else "needs 2 workers, it has 1"
+    assert describe_fit(fitting, result()).startswith(words)
+
+
+def test_the_stage_that_does_not_fit_whatever_was_assumed_is_told_of(tmp_path: Path) -> None:
+    load = "[{ concurrency: 9000, for: 1s }, { name: sure, arrivals: constant 2000/s, for: 1s }]"
+    fitting = selftest.fit(plan_of(tmp_path, load), result())
+    assert fitting.demand is not None
+    assert (fitting.demand.stage, fitting.fits) == ("sure", False)
 
 
 def test_users_count_as_streams_and_where_only_the_target_decides_nothing_is_judged(
@@ -417,6 +447,10 @@ def test_a_plan_that_does_not_fit_ends_with_5_and_one_that_fits_with_0(
     done = invoked("selftest", "--plan", tmp_path / "plan.yaml")
     assert done.exit_code == 0
     assert "The plan fits: it takes 20 % of what 1 worker" in done.stdout
+    plan_of(tmp_path, "{ arrivals: constant 200/s, for: 1s }")
+    done = invoked("selftest", "--plan", tmp_path / "plan.yaml")
+    assert done.exit_code == 0
+    assert "The plan fits unless what is assumed holds: it would need 6 workers" in done.stdout
 
 
 def test_a_mistake_in_the_plan_ends_before_anything_is_measured(
@@ -466,8 +500,16 @@ def test_a_run_warns_when_its_plan_asks_for_more_than_the_saved_result(tmp_path:
     assert done.exit_code == 2
     assert "harness: warning: the plan needs 2 workers, it has 1" in done.stderr
     assert "(found by harness selftest)" in done.stderr
-    plan_of(tmp_path, "{ arrivals: constant 200/s, for: 1s }", api="json")
-    assert "warning" not in invoked(*given).stderr
+    for api in ("json", "openai-chat"):  # of replies by tokens, 256 are assumed
+        plan_of(tmp_path, "{ arrivals: constant 200/s, for: 1s }", api=api)
+        assert "warning" not in invoked(*given).stderr
+
+
+def test_a_scenario_that_is_no_python_is_left_to_the_preflight_to_refuse(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "{ arrivals: constant 1/s, for: 1s }", api="json")
+    plan.scenario.write_text("def broken(:\n")
+    (demand,) = demands(plan)
+    assert "1 request a task, assumed" in demand.basis
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

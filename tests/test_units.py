@@ -10,12 +10,15 @@ from harness.units import (
     format_clock,
     format_count,
     format_duration,
+    format_money,
     format_rate,
     format_ratio_of_limit,
     format_share,
     parse_duration,
+    parse_money,
     parse_rate,
     parse_share,
+    parse_token_price,
 )
 
 SPACE = "\u202f"
@@ -57,6 +60,57 @@ def test_a_duration_is_read_exactly(text: str, ns: int) -> None:
 def test_what_is_no_duration_is_refused_with_the_right_spelling(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_duration(text)
+
+
+def test_money_is_read_in_nano_dollars_and_a_price_of_tokens_by_the_token() -> None:
+    assert [parse_money(text) for text in ("$0.002", " $ 1 ", "$0")] == [2_000_000, 10**9, 0]
+    prices = [parse_token_price(text) for text in ("$0.15/1M", "$0.0001/1k", "$2.5 /1M")]
+    assert prices == [150, 100, 2500]
+    assert str(parse_token_price("$0.000001/1M").normalize()) == "0.001"
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "price"),
+    [
+        ("0.002", "write \\$0.002$", "write \\$0.002/1M$"),
+        ("0.15/1M", "with no /1M behind it", "write \\$0.15/1M$"),
+        ("$0.15", "", "write \\$0.15/1M"),
+        ("$0.15/1M", "an amount is", ""),
+        ("$0.15/1m", "an amount is", "per 1M or 1k"),
+        ("$1,000", "an amount is", "per 1M or 1k"),
+        ("-$1", "US dollars, like", "like \\$0.15/1M"),
+        ("$1000001", "more than a million", "write"),
+        ("$1001/1k", "an amount is", "more than a dollar for each token"),
+        ("€1", "US dollars, like", "like \\$0.15/1M"),
+        ("1 USD", "US dollars, like", "like \\$0.15/1M"),
+    ],
+)
+def test_what_is_no_money_is_refused_with_the_right_spelling(
+    text: str, amount: str, price: str
+) -> None:
+    for parse, words in ((parse_money, amount), (parse_token_price, price)):
+        if words:
+            with pytest.raises(ValueError, match=words):
+                parse(text)
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [
+        (1_840_000, "$0.00184"),
+        (1_841_234, "$0.00184"),
+        (1_840_000_000, "$1.84"),
+        (3_600_000_000_000, "$3,600"),
+        (12_345_600_000_000, "$12,346"),
+        (99_960_000_000, "$100"),
+        (200, "$0.0000002"),
+        (0.25, "$0.00000000025"),
+        (0, "$0"),
+        (-1_500_000_000, "\u2212$1.5"),
+    ],
+)
+def test_money_is_shown_with_three_digits(nano: float, text: str) -> None:
+    assert format_money(nano) == text
 
 
 def test_a_rate_is_read_per_second() -> None:

@@ -101,7 +101,7 @@ def test_a_worker_that_is_killed_is_noticed_and_what_the_other_saw_is_kept(
 
     plan = write_plan(tmp_path, ASK, url=endpoint, load=QUICK, workers=2)
     reports, ended, recording = measure(plan, tmp_path / "run", strike)
-    assert ended.crashed == [f"worker 0 ended with code {-signal.SIGKILL}"]
+    assert ended.crashed == [f"worker 0 ended with code {-signal.SIGKILL} (SIGKILL)"]
     assert ended.lost_reports == 1
     assert [report.index for report in reports] == list(range(len(reports)))
     alone = len(list(schedule("poisson", 100, S // 2, seed=1, worker=1, workers=2)))
@@ -118,7 +118,7 @@ def test_a_worker_that_hangs_is_ended_and_counted(
     monkeypatch.setattr(collect, "_SILENCE_S", 1.5)
     plan = write_plan(tmp_path, ASK, url=endpoint, load=QUICK, workers=2)
     _, ended, _ = measure(plan, tmp_path / "run", freeze)
-    assert ended.crashed == [f"worker 1 ended with code {-signal.SIGKILL}"]
+    assert ended.crashed == [f"worker 1 ended with code {-signal.SIGKILL} (SIGKILL)"]
     assert ended.lost_reports == 1
 
 

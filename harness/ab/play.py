@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,14 @@ from harness.ab.settings import Turns
 from harness.compare import Comparison, compare, limited
 from harness.errors import ExitCode
 from harness.plan import Plan, secrets
-from harness.recorder import Report, RunFolder, StageWindow, load_recording, merge_reports
+from harness.recorder import (
+    Recording,
+    Report,
+    RunFolder,
+    StageWindow,
+    load_recording,
+    merge_reports,
+)
 from harness.runs import (
     LOG_FILE,
     Result,
@@ -26,15 +32,15 @@ from harness.runs import (
     check_preflight,
     close_run,
     judge_folder,
+    kept_once_begun,
     removed_on_error,
-    sigterm_like_ctrl_c,
+    with_reports,
 )
 from harness.swarm.collect import Beginning, Ended, Workers
+from harness.swarm.interrupts import Interrupts, signals_like_ctrl_c
 from harness.swarm.manifest import EMBEDDED, describe, interval_for, stage_windows, target_url
 from harness.swarm.progress import Progress
 from harness.verdict.regression import Pair
-
-_WRITING = threading.Lock()  # all histograms of a process are encoded through one scratch buffer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,7 @@ def play(
     )
     saved = "before the load started; nothing was saved"
     try:
-        with sigterm_like_ctrl_c():
+        with signals_like_ctrl_c():
             with ExitStack() as stack:
                 undo = [stack.enter_context(removed_on_error(out, is_new=not out.exists()))]
                 arms = [_arm(stack, undo, plans, arm, out, blocks, interval_ns) for arm in ARMS]
@@ -95,9 +101,9 @@ def play(
                 for arm in arms:
                     arm.check()
                 for each in undo:
-                    each.pop_all()
+                    stack.enter_context(kept_once_begun(each, *(arm.folder for arm in arms)))
                 saved = f"while reporting; the runs are saved in {out}"
-                interrupted = _Load(plan, blocks, interval_ns, on_progress).run(arms)
+                interrupted = _Load(plan, arms, blocks, interval_ns, on_progress).run()
             return _compared(arms, blocks, turns, limit, interrupted=interrupted)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(saved) from None
@@ -111,6 +117,7 @@ class _ArmRun:
     ) -> None:
         self.plan, self.folder, self.workers, self.clock = plan, folder, workers, clock
         self._url = url
+        self.unsaved = ""
         self._own: tuple[Report, ...] = ()
 
     def check(self) -> None:
@@ -134,9 +141,8 @@ class _ArmRun:
     def append(self, report: Report) -> None:
         """Write what an interval of the run brought, on the arm's own clock."""
         self._own = tuple(self.clock.reports(report))
-        with _WRITING:
-            for own in self._own:
-                self.folder.append(own)
+        for own in self._own:
+            self.folder.append(own)
 
     def _as_shown(self, report: Report) -> Report:
         """Return what was just appended as one report of the run, its stages as declared."""
@@ -144,17 +150,22 @@ class _ArmRun:
 
     def close(self, ended: Ended) -> None:
         """Write down how it ended."""
-        late = self.clock.late / max(1, self.clock.finished)
-        self.folder.update(interleaved={**self.folder.run["interleaved"], "late": late})
-        close_run(self.folder, ended, self.plan)
+        interleaved = {**self.folder.run["interleaved"], "late": self.late}
+        self.unsaved = close_run(self.folder, ended, self.plan, interleaved=interleaved)
+
+    @property
+    def late(self) -> float:
+        """The share of its requests that ended while the other target was on duty."""
+        return self.clock.late / max(1, self.clock.finished)
 
 
 class _Load:
-    """Both arms at once. The first Ctrl-C drains what runs, the second ends it at once."""
+    """Both arms at once, on one time axis."""
 
     def __init__(
         self,
         plan: Plan,
+        arms: Sequence[_ArmRun],
         blocks: Sequence[Block],
         interval_ns: int,
         on_progress: Callable[[dict[str, Any]], None],
@@ -162,28 +173,29 @@ class _Load:
         self._progress = Progress(plan, _spans(blocks), interval_ns / 1e9)
         self._on_progress = on_progress
         self._waiting: dict[int, list[Report]] = defaultdict(list)
-        self._playing = 0
+        self._arms = arms
+        self._playing = len(arms)
         self._lock = threading.Lock()
-        self._asked = 0
+        self._interrupts = Interrupts(lambda: [arm.workers for arm in arms])
 
-    def run(self, arms: Sequence[_ArmRun]) -> bool:
+    def run(self) -> bool:
         """Play both to their end; returns whether it was interrupted."""
-        begin, self._playing = Beginning.soon(), len(arms)
-        with self._interruptible(arms), ThreadPoolExecutor(len(arms)) as pool:
-            playing = [pool.submit(self._play, arm, begin, arms) for arm in arms]
+        begin = Beginning.soon()
+        with self._interrupts.obeyed(), ThreadPoolExecutor(len(self._arms)) as pool:
+            playing = [pool.submit(self._play, arm, begin) for arm in self._arms]
             ended = [future.result() for future in playing]
-            for arm, how in zip(arms, ended, strict=True):
-                how.interrupted |= self._asked > 0
+            for arm, how in zip(self._arms, ended, strict=True):
+                how.interrupted |= self._interrupts.came
                 arm.close(how)
-        return self._asked > 0
+        return self._interrupts.came
 
-    def _play(self, arm: _ArmRun, begin: Beginning, arms: Sequence[_ArmRun]) -> Ended:
+    def _play(self, arm: _ArmRun, begin: Beginning) -> Ended:
         ended: Ended | None = None
         try:
             ended = arm.run(begin, self._note)
         finally:
             if ended is None or ended.crashed:
-                for each in arms:
+                for each in self._arms:
                     each.workers.stop()
         with self._lock:
             self._playing -= 1
@@ -199,26 +211,9 @@ class _Load:
         """Show the intervals that every arm still playing has reported, both arms together."""
         for index in sorted(self._waiting):
             if len(self._waiting[index]) >= self._playing:
-                told = {"stopping": self._asked > 0}
+                told = {"stopping": self._interrupts.came}
                 whole = merge_reports(self._waiting.pop(index))
                 self._on_progress(self._progress.update(whole) | told)
-
-    @contextmanager
-    def _interruptible(self, arms: Sequence[_ArmRun]) -> Iterator[None]:
-        def interrupt(_signal: int, _frame: object) -> None:
-            self._asked += 1
-            for arm in arms:
-                if self._asked == 1:
-                    arm.workers.stop()
-                else:
-                    arm.workers.kill()
-
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _arm(
@@ -233,12 +228,11 @@ def _arm(
     """Start a target's workers and open its folder; both end with the stack."""
     plan, path = plans[arm], out / arm
     url = stack.enter_context(target_url(plan))
-    is_new = not path.exists()
     run = describe(_own(plan, arm), url, stage_windows(plan), interval_ns)
     if plan.target.url == EMBEDDED:
         run["target"]["url"] = " ".join([EMBEDDED, *_changed(plans["a"], plan)])
     folder = RunFolder.create(path, {**run, "interleaved": {"arm": arm}}, secrets=secrets(plan))
-    undo.append(stack.enter_context(removed_on_error(path, is_new=is_new)))
+    undo.append(stack.enter_context(removed_on_error(path, is_new=folder.is_new)))
     workers = stack.enter_context(
         Workers.started(
             arm_plan(plan, blocks, arm), url, interval_ns=interval_ns, log_path=path / LOG_FILE
@@ -304,9 +298,9 @@ def _compared(
     pair = Pair(base, candidate)
     declared = [budget for budget in budgets_of(candidate) if budget.regression]
     limits = [] if limit is None else limited(pair, limit)
-    results = [judge_folder(base.folder), judge_folder(candidate.folder, baseline=base)]
+    results = [_judged(arms[0]), _judged(arms[1], base)]
     first, second = (
-        ArmResult(arm=arm, result=result, late=run.folder.run["interleaved"]["late"])
+        ArmResult(arm=arm, result=result, late=run.late)
         for arm, result, run in zip(ARMS, results, arms, strict=True)
     )
     return Compared(
@@ -316,3 +310,9 @@ def _compared(
         pairs={name: len(edges) - 1 for name, edges in edges_s(blocks).items()},
         interrupted=interrupted,
     )
+
+
+def _judged(arm: _ArmRun, baseline: Recording | None = None) -> Result:
+    path = arm.folder.path
+    result = replace(judge_folder(path, baseline=baseline), unsaved=arm.unsaved)
+    return with_reports(result, path, baseline=baseline)

@@ -9,6 +9,7 @@ from harness.ab.blocks import Arm
 from harness.compare import declared_regressions, p99_limit
 from harness.endpoint import Settings
 from harness.errors import UserError
+from harness.masking import mask_query
 from harness.plan import Plan, with_url
 from harness.swarm.manifest import EMBEDDED, interval_for
 from harness.units import parse_duration
@@ -49,7 +50,7 @@ def plans(plan: Plan, a: str, b: str, b_set: Sequence[str]) -> dict[Arm, Plan]:
     )
     other = with_url(plan, b, option="--b")
     if b_set and other.target.url != EMBEDDED:
-        raise UserError(f"--b-set: {b} is not ours to set; allowed with --b embedded")
+        raise UserError(f"--b-set: {mask_query(b)} is not ours to set; allowed with --b embedded")
     given = dict(text.partition("=")[::2] for text in b_set)
     other = replace(other, embedded={**plan.embedded, **given})
     Settings.of(other.embedded)
@@ -59,7 +60,7 @@ def plans(plan: Plan, a: str, b: str, b_set: Sequence[str]) -> dict[Arm, Plan]:
 def limited(plan: Plan, limit: str | None, texts: Sequence[str]) -> Plan:
     """Return the plan with the regression budgets of the command line, if any, as its only ones.
 
-    Raises BudgetSyntaxError for a text that is no budget and a limit that is none, UserError for a
+    Raises BudgetSyntaxError for a text that is no budget, UserError for a limit that is none and a
     budget that limits no regression.
     """
     if limit is None and not texts:

@@ -133,4 +133,5 @@ def _arm_lines(arm: ArmResult, pen: Pen, shown: Callable[[Path], str]) -> Iterat
     yield Line(pen.clean(head), verdict.outcome, len(pen.mark(verdict.outcome)))
     if verdict.outcome is not Outcome.PASS:
         yield from pen.wrap(verdict.sentence, 4)
-    yield from (Line(f"    {piece}") for piece in pieces(shown(arm.result.files[0]), pen.width - 4))
+    for file in arm.result.files[:1]:
+        yield from (Line(f"    {piece}") for piece in pieces(shown(file), pen.width - 4))

@@ -9,6 +9,7 @@
       - { name: steady, arrivals: poisson 20/s, for: 60s }
     budgets:
       - chat.ttft p99 < 800ms
+    prices: { input: $0.15/1M, output: $0.60/1M, monthly_requests: 3000000 }
 
 Every error says `file:line:column: what was found, what is allowed, what to do`. Options of the
 command line go the same way and are named in its place. Secrets stay out of `repr`, and
@@ -28,8 +29,17 @@ import yaml
 from pydantic import ValidationError
 
 from harness.budget import RUN, Budget, near_miss
+from harness.cost import PriceTable
 from harness.errors import PlanError
-from harness.masking import is_secret, mask
+from harness.masking import (
+    MASK,
+    anywhere,
+    is_harmless,
+    is_secret,
+    mask,
+    mask_query,
+    query_secrets,
+)
 from harness.plan.document import (
     Document,
     Loc,
@@ -38,17 +48,17 @@ from harness.plan.document import (
     secret_parts,
     url_secrets,
 )
+from harness.plan.explained import explained
 from harness.plan.target import check_target, http2_problem
+from harness.plan.values import Arrivals
 from harness.plan.written import (
     MOST_REPEATS,
     AbortCause,
     Api,
-    Arrivals,
     MultipleTesting,
     PlanEntry,
     StageEntry,
     TargetEntry,
-    explained,
     json_schema,
 )
 from harness.units import format_count
@@ -124,7 +134,7 @@ class Plan:
     """A plan that was found usable: paths are absolute, variables expanded, budgets parsed.
 
     `source` is the text as read and may hold secrets; store and show `redacted_source` alone.
-    `places` tells where each budget, by its text, was declared.
+    `places` tells where each budget, by its text, and each step's price list was declared.
     """
 
     name: str
@@ -136,6 +146,7 @@ class Plan:
     inputs: Path | None
     load: tuple[Stage, ...]
     budgets: tuple[Budget, ...]
+    prices: PriceTable | None = None
     seed: int = 1
     workers: int = 1
     repeat: int = 1
@@ -196,8 +207,9 @@ def plan_from_options(
         workers=workers,
         repeat=repeat,
     )
-    masked = {name: "***" if is_secret(name) else value for name, value in sent.items()}
-    shown = data | {"target": data["target"] | {"headers": masked}}
+    masked = {name: value if is_harmless(name) else MASK for name, value in sent.items()}
+    target = data["target"] | {"url": mask_query(url), "headers": masked}
+    shown = data | {"target": target}
     source = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     options = _Options("--rate" if arrivals is None else "--arrivals")
     return _plan(data, options, path=None, source=source, redacted_source=source)
@@ -224,18 +236,29 @@ def check_steps(plan: Plan, known_steps: Iterable[str]) -> None:
                 f'found the step "{budget.step}"; the scenario has {", ".join(known) or "none"}, '
                 f"and {RUN} is every root step together{near_miss(budget.step, known)}",
             )
+    for step in plan.prices.steps if plan.prices else ():
+        if step not in known:
+            raise PlanError(
+                plan.places[step],
+                f'found prices of the step "{step}"; the scenario has '
+                f"{', '.join(known) or 'none'}{near_miss(step, known)}",
+            )
 
 
 def secrets(plan: Plan) -> tuple[str, ...]:
     """Return the texts that must never be written or shown, longest first.
 
-    They are the values of sensitive headers and body fields and of the sensitive environment
-    variables that the plan uses, each also without `Bearer `, and the passwords of proxies.
+    They are the values of headers and of the URL's query but harmless ones, of sensitive body
+    fields and of the sensitive environment variables that the plan uses, each also without
+    `Bearer `, and the passwords of proxies.
     """
     target, found = plan.target, set(plan.secret_variables)
+    found |= query_secrets(target.url) | query_secrets(target.path or "")
     for proxy in (target.proxy, *(getproxies().values() if target.trust_env else ())):
         found |= url_secrets(proxy or "")
-    for name, value in [*plan.target.headers.items(), *plan.target.params.items()]:
+    for name, value in target.headers.items():
+        found |= anywhere(name, secret_parts(value))
+    for name, value in target.params.items():
         if is_secret(name) and isinstance(value, str):
             found |= secret_parts(value)
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
@@ -283,15 +306,22 @@ def _plan(data: Any, places: Places, *, path: Path | None, **texts: Any) -> Plan
     check_target(entry.target, places)
     _check_stages(entry.load, places)
     _check_budgets(entry.budgets, entry.load, places)
+    _check_prices(entry.budgets, entry.prices, places)
     target, inputs, load = Target(**dict(entry.target)), entry.inputs, map(_stage, entry.load)
     return Plan(
         **dict(entry)
         | {"name": entry.name or (path or entry.scenario).stem, "target": target}
         | {"inputs": inputs.file if inputs else None, "load": tuple(load)},
         path=path,
-        places={b.text: places.place(("budgets", i)) for i, b in enumerate(entry.budgets)},
+        places=_places(entry, places),
         **texts,
     )
+
+
+def _places(entry: PlanEntry, places: Places) -> dict[str, str]:
+    budgets = {b.text: places.place(("budgets", i)) for i, b in enumerate(entry.budgets)}
+    steps = entry.prices.steps if entry.prices else ()
+    return budgets | {name: places.place(("prices", "steps", name), key=True) for name in steps}
 
 
 def _stage(entry: StageEntry) -> Stage:
@@ -328,6 +358,17 @@ def _check_budgets(budgets: Sequence[Budget], load: Sequence[StageEntry], places
                 f"{near_miss(budget.stage, known)}",
             )
         _check_window(budget, load, places.place(("budgets", i, "over")))
+
+
+def _check_prices(budgets: Sequence[Budget], prices: PriceTable | None, places: Places) -> None:
+    """Raise PlanError for a budget on cost where nothing has a price."""
+    at = next((i for i, budget in enumerate(budgets) if budget.metric == "cost"), None)
+    if prices is None and at is not None:
+        raise PlanError(
+            places.place(("budgets", at)),
+            f'found the budget "{budgets[at].text}", but the plan has no prices; add to its '
+            "file what the target charges, like prices: { input: $0.15/1M, output: $0.60/1M }",
+        )
 
 
 def _check_window(budget: Budget, load: Sequence[StageEntry], place: str) -> None:

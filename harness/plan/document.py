@@ -19,7 +19,16 @@ import yaml
 
 from harness.budget import near_miss
 from harness.errors import PlanError
-from harness.masking import SHORT, is_secret
+from harness.masking import (
+    MASK,
+    SHORT,
+    anywhere,
+    is_harmless,
+    is_secret,
+    mask_query,
+    only_variable,
+    query_secrets,
+)
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -30,11 +39,12 @@ Loc = tuple[int | str, ...]
 _VARIABLE = re.compile(
     r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^{}]*))?\})?"
 )
-_ONLY_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-)?\}")
 _SCHEME = re.compile(r"^(bearer|basic|token|apikey)\s+", re.IGNORECASE)
 _SEPARATORS = re.compile(r"\$\{\w*(?::-)?|[\s=:;,}]+")
 _USERINFO = re.compile(r"://([^/?#\s]*)@")
 _TOO_DEEP = f"found values nested more than {MAX_DEPTH} deep, aliases written out; flatten them"
+_HEADERS = ("target", "headers")
+_URLS = (("target", "url"), ("target", "path"))
 _MAKE = yaml.constructor.SafeConstructor
 _SCALARS: dict[str, Any] = {
     "str": _MAKE.construct_yaml_str,
@@ -104,6 +114,7 @@ class Document:
         self._keys: dict[Loc, yaml.Node] = {}
         self._as_written: set[Loc] = set()
         self._masks: set[tuple[int, int, str]] = set()
+        self._hidden: set[str] = set()
         root = self._compose()
         self.data = None if root is None else self._value(root, ())
 
@@ -129,13 +140,11 @@ class Document:
     def redacted(self) -> str:
         """Return the text with every secret that is written out in it masked."""
         text = self.text
-        for start, end, _ in sorted(self._masks, reverse=True):
-            text = f'{text[:start]}"***"{text[end:]}'
-        parts = {part for *_, literal in self._masks for part in secret_parts(literal)}
-        parts |= {part for *_, literal in self._masks for part in url_secrets(literal)}
-        for part in sorted(parts, key=len, reverse=True):
+        for start, end, shown in sorted(self._masks, reverse=True):
+            text = text[:start] + shown + text[end:]
+        for part in sorted(self._hidden, key=len, reverse=True):
             if len(part) > SHORT:
-                text = text.replace(part, "***")
+                text = text.replace(part, MASK)
         return text
 
     def _at(self, mark: Any, shift: int = 0) -> str:
@@ -213,9 +222,7 @@ class Document:
             yield key.value, self._value(value, here)
 
     def _scalar(self, node: yaml.ScalarNode, kind: str, loc: Loc) -> Any:
-        written = _VARIABLE.sub(lambda found: found["default"] or "", node.value)
-        if (loc and is_secret(str(loc[-1]))) or url_secrets(written):
-            self._mask(node)
+        self._hide(node, loc)
         if kind not in ("str", "timestamp"):
             return self._typed(node, kind)
         text = _VARIABLE.sub(lambda found: self._variable(found, node), node.value)
@@ -262,11 +269,25 @@ class Document:
             self.secret_variables |= secret_parts(value)
         return value or default or ""
 
-    def _mask(self, node: yaml.ScalarNode) -> None:
+    def _hide(self, node: yaml.ScalarNode, loc: Loc) -> None:
+        """Note what of a value is secret: all of it, or the values of its query."""
+        written = _VARIABLE.sub(lambda found: found["default"] or "", node.value)
         literal = _SCHEME.sub("", node.value).strip()
-        if literal and not _ONLY_VARIABLE.fullmatch(literal):
-            start = node.start_mark.index
-            self._masks.add((start, start + len(self._raw(node).rstrip()), literal))
+        name, passwords = str(loc[-1]) if loc else "", url_secrets(written)
+        is_header = loc[:2] == _HEADERS and not is_harmless(name)
+        if (is_header or is_secret(name) or passwords) and not only_variable(literal):
+            parts = secret_parts(literal)
+            hidden = parts | url_secrets(literal) if passwords else anywhere(name, parts)
+            self._mask(node, f'"{MASK}"', hidden | passwords)
+        elif loc in _URLS:
+            raw = self._raw(node).rstrip()
+            url = raw.strip(node.style) if node.style in ("'", '"') else raw
+            self._mask(node, raw.replace(url, mask_query(url)), query_secrets(written))
+
+    def _mask(self, node: yaml.ScalarNode, shown: str, hidden: set[str]) -> None:
+        start = node.start_mark.index
+        self._masks.add((start, start + len(self._raw(node).rstrip()), shown))
+        self._hidden |= hidden
 
 
 def _line_and_column(before: str) -> tuple[int, int]:

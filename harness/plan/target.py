@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.errors import PlanError
+from harness.masking import mask_query
 from harness.plan.document import Places
 from harness.plan.written import TargetEntry
 
@@ -27,7 +28,7 @@ def check_target(target: TargetEntry, places: Places) -> None:
 
 def http2_problem(url: str) -> str | None:
     """Say why HTTP/2 cannot be spoken with a target of this URL; None when it can."""
-    return None if url.startswith("https://") else f"{_NEEDS_HTTPS} {url}"
+    return None if url.startswith("https://") else f"{_NEEDS_HTTPS} {mask_query(url)}"
 
 
 class _EncryptedError(Exception):

@@ -1,11 +1,13 @@
 """Samples to histograms to a run folder, and back: what was measured, kept exactly.
 
 `record` counts in a worker, `histogram` is the HDR arithmetic (and hides `hdrh`), `folder` writes a
-run to disk, `recording` reads it back.
+run to disk, `reading` makes columns of it again, `losses` finds what is missing, and `recording` is
+the run as they tell it, with each metric's samples as a `series`.
 """
 
 from harness.recorder.folder import RunFolder, write_atomically
 from harness.recorder.histogram import Histogram
+from harness.recorder.losses import CLOSED
 from harness.recorder.record import (
     RUN,
     Limits,
@@ -18,16 +20,16 @@ from harness.recorder.recording import (
     Journey,
     LoadTotals,
     Recording,
-    Requests,
-    Series,
     StageWindow,
     StepSpan,
     Timeline,
     load_recording,
     repetition_name,
 )
+from harness.recorder.series import Requests, Series
 
 __all__ = [
+    "CLOSED",
     "RUN",
     "Histogram",
     "Journey",

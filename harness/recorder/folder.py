@@ -1,7 +1,8 @@
 """The run folder on disk: opened before the load, flushed every interval, never half a line.
 
     run.json         what was run, on what, how it ended (replaced as a whole, atomically)
-    latency.hlog     HdrHistogram log 1.3: a line per stage, step, metric and interval, in µs
+    latency.hlog     HdrHistogram log 1.3: a line per stage, step, metric and interval, in µs,
+                     costs in 10 n$ (1e-8 US dollars)
     intervals.jsonl  per interval: exact counts, extremes, sums, counts over each limit, load
     requests.jsonl   kept journeys (slowest, random, failed) with their steps
 
@@ -15,7 +16,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +27,13 @@ from urllib.parse import quote
 
 from harness.errors import RecordingError
 from harness.masking import mask
-from harness.recorder.record import Key, Report
+from harness.recorder.record import Finished, Key, Report
 
 SCHEMA_VERSION = 1  # 1: first
 RUN_FILE, HLOG_FILE = "run.json", "latency.hlog"
 INTERVALS_FILE, REQUESTS_FILE = "intervals.jsonl", "requests.jsonl"
 _HLOG_UNITS_PER_MS = 1000
+_MOST_NAMED = 4
 
 
 @lru_cache(maxsize=4096)
@@ -47,6 +51,10 @@ class RunFolder:
         self.run = run
         self._secrets = tuple(filter(None, secrets))
         self._files: dict[str, _Appender] = {}
+        self._intervals = 0
+        self._planned: Counter[str] = Counter()
+        self.is_new = False
+        """Whether `create` made the folder itself, and not only what is in it."""
 
     @classmethod
     def create(cls, path: Path, run: dict[str, Any], *, secrets: Sequence[str] = ()) -> RunFolder:
@@ -59,41 +67,45 @@ class RunFolder:
         appended = (HLOG_FILE, INTERVALS_FILE, REQUESTS_FILE)
         folder = cls(path, {"schema_version": SCHEMA_VERSION, **run}, secrets)
         try:
+            folder.is_new = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             if any((path / name).exists() for name in (RUN_FILE, *appended)):
                 raise RecordingError(
                     f"{path} already holds a run; choose another --out or remove it"
                 )
-            folder.update(status="running")
-            for name in appended:
-                (path / name).touch()
+            with _nothing_left(path, (RUN_FILE, *appended), is_new=folder.is_new):
+                folder.update(status="running")
+                for name in appended:
+                    (path / name).touch()
         except OSError as error:
             raise _unwritable(path, error) from error
         return folder
-
-    @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """Open a folder that `create` made, to append to it."""
-        return cls(path, read_run(path))
 
     def update(self, **changes: Any) -> None:
         """Merge `changes` into run.json and replace the file as a whole.
 
         Raises RecordingError when it cannot be written; the old file then stands.
         """
-        self.run = {**self.run, **changes}
-        text = json.dumps(self.run, indent=1, default=str) + "\n"
+        run = {**self.run, **changes}
+        text = json.dumps(run, indent=1, default=str) + "\n"
         try:
             write_atomically(self.path / RUN_FILE, text)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        self.run = run
+
+    @property
+    def begun(self) -> bool:
+        """True once a load has begun."""
+        return "started_unix_s" in self.run
 
     def begin(self, started_unix_s: float) -> None:
         """Write the log's head; time zero of every interval is `started_unix_s`."""
         stamp = time.strftime("%a %b %d %H:%M:%S UTC %Y", time.gmtime(started_unix_s))
         self._append(
             HLOG_FILE,
-            "#[Logged with latency-harness; values in microseconds, tokens as they are]\n"
+            "#[Logged with latency-harness; values in microseconds, tokens as they are, costs in "
+            "1e-8 US dollars]\n"
             "#[Histogram log format version 1.3]\n"
             f"#[StartTime: {started_unix_s:.3f} (seconds since epoch), {stamp}]\n"
             '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"\n',
@@ -117,21 +129,28 @@ class RunFolder:
         journeys = (self._redacted(journey) for journey in report.journeys)
         self._append(REQUESTS_FILE, "".join(_line(journey, default=str) for journey in journeys))
         self._append(INTERVALS_FILE, _line(_interval(report), default=int))
+        self._intervals += 1
+        for stage, load in report.load.items():
+            self._planned[stage] += load.planned
 
     @property
-    def unsaved_bytes(self) -> int:
-        """Bytes that wait for the disk to take them again; 0 is the healthy state."""
-        return sum(file.waiting_bytes for file in self._files.values())
+    def unsaved(self) -> int:
+        """Intervals that wait for the disk to take them again; 0 is the healthy state."""
+        return max((file.waiting for file in self._files.values()), default=0)
 
-    def close(self) -> None:
-        """Close the files; raises RecordingError when something could not be saved even now."""
+    def close(self) -> int:
+        """Close the files; returns how many intervals could not be saved even now.
+
+        The next `update` of run.json says how much there must be, so that a later loss is seen.
+        """
+        saved = {"intervals": self._intervals, "planned": dict(self._planned)}
+        self.run = {**self.run, "saved": saved}
         for file in self._files.values():
-            file.append(b"")
-        lost = self.unsaved_bytes
+            file.retry()
+        lost = self.unsaved
         for file in self._files.values():
             file.close()
-        if lost:
-            raise RecordingError(f"{self.path}: {lost:,} bytes were not saved; is the disk full?")
+        return lost
 
     def _redacted(self, value: Any) -> Any:
         """Return `value` with the secrets masked in every text it holds."""
@@ -152,22 +171,29 @@ class _Appender:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._waiting = b""
+        self._texts: list[bytes] = []
 
     @property
-    def waiting_bytes(self) -> int:
-        return len(self._waiting)
+    def waiting(self) -> int:
+        """How many texts wait to be written."""
+        return len(self._texts)
 
     def append(self, data: bytes) -> None:
         """Write what waits and then `data`, or nothing and let both wait."""
-        self._waiting += data
+        if data:
+            self._texts.append(data)
+        self.retry()
+
+    def retry(self) -> None:
+        """Write what waits, or nothing of it."""
+        waiting = b"".join(self._texts)
         size = os.fstat(self._fd).st_size
         try:
-            whole = os.write(self._fd, self._waiting) == len(self._waiting)
+            whole = os.write(self._fd, waiting) == len(waiting)
         except OSError:
             whole = False
         if whole:
-            self._waiting = b""
+            self._texts.clear()
         else:
             os.ftruncate(self._fd, size)
 
@@ -181,7 +207,9 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordingError(f"{path} is not a run folder: it holds no {RUN_FILE}") from None
+        raise RecordingError(
+            f"{path} is not a run folder: it holds no {RUN_FILE}{_runs_below(path)}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RecordingError(f"{file} cannot be read: {error}") from error
     version = run.get("schema_version") if isinstance(run, dict) else None
@@ -190,6 +218,17 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{file} has schema_version {version!r}; this version reads {SCHEMA_VERSION}"
         )
     return dict(run)
+
+
+def _runs_below(path: Path) -> str:
+    """Name the runs that a folder of several holds, like that of an A/B run or a search."""
+    try:
+        below = sorted(file.parent.name for file in path.glob(f"*/{RUN_FILE}"))
+    except OSError:
+        return ""
+    names = ", ".join(f"{path / name}" for name in below[:_MOST_NAMED])
+    more = f" and {len(below) - _MOST_NAMED} more" if len(below) > _MOST_NAMED else ""
+    return f"; it holds the runs {names}{more}" if below else ""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -202,6 +241,20 @@ def write_atomically(path: Path, text: str) -> None:
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink()
+        raise
+
+
+@contextmanager
+def _nothing_left(path: Path, names: Sequence[str], *, is_new: bool) -> Iterator[None]:
+    """Remove files that were begun, and a folder that is new, when not all could be."""
+    try:
+        yield
+    except (OSError, RecordingError):
+        with suppress(OSError):
+            for name in names:
+                (path / name).unlink(missing_ok=True)
+            if is_new:
+                path.rmdir()
         raise
 
 
@@ -228,5 +281,12 @@ def _interval(report: Report) -> dict[str, Any]:
             for key, measured in report.measured.items()
             if (h := measured.histogram).n
         ],
-        "steps": [[*where, f.total, f.good, dict(f.kinds)] for where, f in report.finished.items()],
+        "steps": [
+            [*where, f.total, f.good, dict(f.kinds), *_replaced(f)]
+            for where, f in report.finished.items()
+        ],
     }
+
+
+def _replaced(outcome: Finished) -> tuple[int, ...]:
+    return (outcome.replaced, outcome.replaced_good) if outcome.replaced else ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,14 @@ import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
 from harness.errors import RecordingError
+from harness.metrics import METRICS, Kind
 
 IntArray = npt.NDArray[np.int64]
 
 LOWEST, HIGHEST, DIGITS = 1, 3_600_000_000, 3  # 1 µs to 1 h, three significant digits
 TIME_UNIT_NS = 1_000  # times are counted in µs, tokens one by one
+MONEY_UNIT = 10  # n$: three digits from $0.00001, about 500 embedded tokens, up to $36
+_UNITS: dict[Kind, int] = {"tokens": 1, "money": MONEY_UNIT}
 _HALF_BITS = 10  # 2 048 sub-buckets: the power of two above 2·10^DIGITS
 _HALF = 1 << _HALF_BITS
 _HEADER = struct.Struct(">IIIIQQd")  # cookie, payload bytes, offset, digits, lowest, highest, ratio
@@ -36,8 +40,9 @@ _MAX_INFLATED = _HEADER.size + 9 * _BUCKETS  # no honest histogram of this layou
 
 
 def unit_of(metric: str) -> int:
-    """Return how many of the metric's own units (ns, or tokens) one histogram unit stands for."""
-    return 1 if metric.endswith("_tokens") else TIME_UNIT_NS
+    """Return how many of the metric's own units (ns, tokens, n$) one histogram unit stands for."""
+    known = METRICS.get(metric)
+    return _UNITS.get(known.kind, TIME_UNIT_NS) if known else TIME_UNIT_NS
 
 
 def _index_of(units: IntArray) -> IntArray:
@@ -65,7 +70,7 @@ def highest_values(index: IntArray, unit: int) -> IntArray:
 class Histogram:
     """Counts by bucket, with the exact count, minimum, maximum and sum beside them.
 
-    `min`, `max`, `sum` and every value returned are in the metric's own unit (ns or tokens);
+    `min`, `max`, `sum` and every value returned are in the metric's own unit (ns, tokens, n$);
     `min` and `max` are None without samples.
     """
 
@@ -84,7 +89,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: Sequence[int] | IntArray, unit: int = TIME_UNIT_NS) -> Histogram:
-        """Count `values`; those outside 0 to 1 h count at the edge and in `clamped`."""
+        """Count `values`; those outside 0 to 1 h, or $36, count at the edge and in `clamped`."""
         array = np.asarray(values, dtype=np.int64)
         if not len(array):
             return cls.empty(unit)
@@ -168,13 +173,12 @@ class Histogram:
 
     def encode(self) -> str:
         """Return the standard HdrHistogram V2 compressed encoding, base64."""
-        scratch = _scratch()
-        view = _view(scratch)
-        view[self.indices] = self.counts
+        scratch = _SCRATCH.histogram
         scratch.total_count = self.n
         scratch.max_value = int(_lower_edge(self.indices[-1:])[0]) if self.n else 0
+        _SCRATCH.counts[self.indices] = self.counts
         blob: bytes = scratch.encode()
-        view[self.indices] = 0
+        _SCRATCH.counts[self.indices] = 0
         return blob.decode("ascii")
 
     @classmethod
@@ -192,18 +196,15 @@ class Histogram:
         return cls(indices, counts, n, min, max, sum, clamped, unit)
 
 
-_SCRATCH: list[Any] = []
+class _Scratch(threading.local):
+    """The dense histogram that a thread's encodings pass through; zero between uses."""
+
+    def __init__(self) -> None:
+        self.histogram: Any = HdrHistogram(LOWEST, HIGHEST, DIGITS)
+        self.counts = np.frombuffer(self.histogram.counts, dtype=np.uint64)
 
 
-def _scratch() -> Any:
-    """Return the one dense histogram that encodings pass through; zero between uses."""
-    if not _SCRATCH:
-        _SCRATCH.append(HdrHistogram(LOWEST, HIGHEST, DIGITS))
-    return _SCRATCH[0]
-
-
-def _view(scratch: Any) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(scratch.counts, dtype=np.uint64)
+_SCRATCH = _Scratch()
 
 
 def decode_cells(blobs: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
@@ -213,18 +214,19 @@ def decode_cells(blobs: Sequence[str]) -> tuple[IntArray, IntArray, IntArray]:
     layout can hold.
     """
     payloads = [_inflate(blob) for blob in blobs]
-    size = np.array([len(payload) for payload in payloads], dtype=np.int64)
     numbers, ends = _varints(np.frombuffer(b"".join(payloads), dtype=np.uint8))
-    if size.any() and not np.isin(np.cumsum(size)[size > 0], ends).all():
+    sizes = np.cumsum([len(payload) for payload in payloads], dtype=np.int64)
+    upto = np.searchsorted(ends, sizes, side="right")  # how many numbers end within each blob
+    if not np.array_equal(np.append(0, ends)[upto], sizes):
         raise RecordingError("histogram blob is damaged: its last number is cut off")
-    owner = np.searchsorted(np.cumsum(size), ends - 1, side="right")
+    held = np.diff(upto, prepend=0)
     steps = np.where(numbers < 0, np.minimum(-numbers, _BUCKETS + 1), 1)  # below 0: a run of zeros
-    behind = np.cumsum(steps)
-    before = np.concatenate([[0], behind])[np.searchsorted(owner, owner)]
-    if len(behind) and (behind - before).max() > _BUCKETS:
+    behind = np.append(0, np.cumsum(steps))
+    bucket = behind[:-1] - np.repeat(behind[upto - held], held)
+    if (behind[upto] - behind[upto - held]).max(initial=0) > _BUCKETS:
         raise RecordingError("histogram blob is damaged: it has more buckets than its layout")
     full = numbers > 0
-    return owner[full], (behind - before - 1)[full], numbers[full]
+    return np.repeat(np.arange(len(payloads)), held)[full], bucket[full], numbers[full]
 
 
 def _inflate(blob: str) -> bytes:

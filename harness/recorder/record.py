@@ -34,11 +34,17 @@ class Measured:
 
 @dataclass(slots=True)
 class Finished:
-    """How the executions of one (stage, step) that ended in one interval came out."""
+    """How the executions of one (stage, step) that ended in one interval came out.
+
+    Of the failed ones, `replaced` stand for a success of their journey that counts no more, and
+    `replaced_good` for a good one: see `Recorder.replace`.
+    """
 
     total: int = 0
     good: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    replaced: int = 0
+    replaced_good: int = 0
 
 
 @dataclass(slots=True)
@@ -46,6 +52,8 @@ class Load:
     """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen.
 
     Of `token_events`, `merged` came in one read with what followed: their stamps may be late.
+    `raised` are the journeys that an exception of the scenario's own ended, `unsent` those of them
+    that it ended before their first request; they are counted in `sent` too.
     """
 
     planned: int = 0
@@ -59,6 +67,8 @@ class Load:
     waiting: int = 0
     token_events: int = 0
     merged: int = 0
+    raised: int = 0
+    unsent: int = 0
 
 
 @dataclass(slots=True)
@@ -153,6 +163,16 @@ class Recorder:
         elif self._is_good(stage, step, values):
             outcome.good += 1
 
+    def replace(self, stage: str, step: str, success: str, values: Mapping[str, int]) -> None:
+        """Let the failure just recorded for `step` stand for a success, which it made worthless.
+
+        A journey that fails after its root step `success` ended, with these values, has failed
+        once: among the root steps together (`run`) the success counts no more.
+        """
+        outcome = self._finished[stage, step]
+        outcome.replaced += 1
+        outcome.replaced_good += self._is_good(stage, success, values)
+
     def add(self, stage: str, step: str, metric: str, value: int) -> None:
         """Record one sample of a metric that is no execution of the step in itself."""
         self._samples[stage, step, metric].append(value)
@@ -234,6 +254,8 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             into.total += outcome.total
             into.good += outcome.good
             into.kinds += outcome.kinds
+            into.replaced += outcome.replaced
+            into.replaced_good += outcome.replaced_good
         merged.stall_ns = max(merged.stall_ns, report.stall_ns)
         merged.gc_ns = max(merged.gc_ns, report.gc_ns)
         for stage, load in report.load.items():

@@ -11,12 +11,12 @@ comparable         whether nothing forbids a verdict, and forbids: the reasons
 unlike             in what the runs differ: what, stage (null: the whole run), base, candidate,
                    weight ("meant to differ", "may differ", "must not differ"), remedy
 rows               one per stage, step, metric and statistic of both runs: those names, unit
-                   ("ns", "tokens", "share", "per_s"), base, candidate, change (relative; of a
-                   share the difference), low and high (the ends of its interval or null),
-                   lacking (of what there are too few for one, or null), runs on each side, pairs of
-                   interleaved blocks (null: not paired) and variance_left (what pairing left of
-                   two independent runs' variance), and limit, outcome and reason where a budget
-                   limits it
+                   ("ns", "tokens", "share", "per_s", "nano_usd"), base, candidate, change
+                   (relative; of a share the difference), low and high (the ends of its interval or
+                   null), lacking (of what there are too few for one, or null), runs on each side,
+                   pairs of interleaved blocks (null: not paired) and variance_left (what pairing
+                   left of two independent runs' variance), and limit, outcome and reason where a
+                   budget limits it
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def render_text(
     """
     pen = Pen(width=max(40, min(width, WIDTH)), unicode=unicode)
     lines = [
-        _headline(comparison, pen),
+        *_headline(comparison, pen),
         *_story(comparison, pen),
         *_likeness(comparison, pen),
         *_table(comparison, pen),
@@ -139,7 +139,8 @@ def _differences(comparison: Comparison, weight: Weight) -> str:
 
 def _moved(one: Unlike) -> str:
     where = f" in {one.stage}" if one.stage else ""
-    return f"{one.what}{where} {words.short(one.base)}, now {words.short(one.candidate)}"
+    text = f"{one.what}{where} {words.short(one.base)}, now {words.short(one.candidate)}"
+    return f"{text} ({one.remedy})" if one.remedy else text
 
 
 def _shown(comparison: Comparison, *, most: int) -> tuple[list[Row], int]:
@@ -164,7 +165,8 @@ def _interval(row: Row) -> str:
     if ends == (None, None):
         return "?"
     low, high = ("?" if end is None else _percents(end) for end in ends)
-    return f"{low} to {high}{NARROW_SPACE}{_unit(row)}"
+    unit = f"{NARROW_SPACE}{_unit(row)}"
+    return f"{low}{unit} to ?" if high == "?" else f"{low} to {high}{unit}"
 
 
 def _percents(share: float) -> str:
@@ -194,14 +196,16 @@ def _name(row: Row) -> str:
 # --- for a terminal -------------------------------------------------------------------------------
 
 
-def _headline(comparison: Comparison, pen: Pen) -> Line:
+def _headline(comparison: Comparison, pen: Pen) -> Iterator[Line]:
     outcome = comparison.outcome
     head = f"{pen.mark(outcome)} {outcome}" if outcome else f"= {_COMPARED}"
     text = f"{head}  {_tally(comparison)}".rstrip()
-    room = pen.width - cell_len(text) - 2
-    label = pen.middle(pen.clean(_versus(comparison)), room) if room >= 20 else ""
-    padded = text + pad(label, pen.width - cell_len(text), right=True)
-    return Line(padded, outcome, len(head) if outcome else 0)
+    label, left = pen.clean(_versus(comparison)), pen.width - cell_len(text)
+    beside = cell_len(label) <= left - 2
+    line = text + pad(label, left, right=True) if beside else text
+    yield Line(line, outcome, len(head) if outcome else 0)
+    if not beside:
+        yield from pen.wrap(label, 2)
 
 
 def _tally(comparison: Comparison) -> str:
@@ -235,7 +239,7 @@ def _likeness(comparison: Comparison, pen: Pen) -> Iterator[Line]:
             yield from pen.wrap(f"{title}: {said}", 2)
 
 
-_SAME = "same load, inputs, scenario, machine, clock and version"
+_SAME = "same load, inputs, scenario, machine and clock"
 _TITLES = {"meant to differ": Weight.MEANT, "also differs": Weight.NOTED}
 
 
@@ -243,13 +247,15 @@ def _table(comparison: Comparison, pen: Pen) -> Iterator[Line]:
     rows, left_out = _shown(comparison, most=_MOST_ROWS)
     percent = format_share(comparison.confidence)
     stage, told = None, ""
+    values = [pen.clean(_value(value, row)) for row in rows for value in row.values]
+    width = max([9, *(cell_len(value) + 2 for value in values)])
     for row in rows:
         if row.stage != stage:
             stage = row.stage
             yield Line("")
             title = pen.clean(f"{percent} bounds")
-            yield Line(f"  {_cells(pen, stage, 'baseline', 'now', 'change', title)}")
-        yield _text_row(row, pen)
+            yield Line(f"  {_cells(pen, width, stage, 'baseline', 'now', 'change', title)}")
+        yield _text_row(row, pen, width)
         why = _why_undecided(row)
         if why != told:
             yield from pen.wrap(why, 4)
@@ -258,10 +264,11 @@ def _table(comparison: Comparison, pen: Pen) -> Iterator[Line]:
         yield Line(f"  {format_count(left_out)} more statistics did not change: --json - has all")
 
 
-def _text_row(row: Row, pen: Pen) -> Line:
+def _text_row(row: Row, pen: Pen, width: int) -> Line:
     base, candidate = row.values
     cells = _cells(
         pen,
+        width,
         _name(row),
         _value(base, row),
         _value(candidate, row),
@@ -275,12 +282,15 @@ def _text_row(row: Row, pen: Pen) -> Line:
     return Line(f"{mark} {cells}", outcome, len(mark))
 
 
-def _cells(pen: Pen, name: str, base: str, candidate: str, change: str, interval: str) -> str:
+def _cells(
+    pen: Pen, width: int, name: str, base: str, candidate: str, change: str, interval: str
+) -> str:
+    """Join a row; both values have the same `width`."""
     base, candidate, change, interval = map(pen.clean, (base, candidate, change, interval))
-    room = pen.width - 2 - 9 - 9 - 10 - 20
+    room = pen.width - 2 - 2 * width - 10 - 20
     shown = pen.middle(pen.clean(name), room)
     return (
-        f"{pad(shown, room)}{pad(base, 9, right=True)}{pad(candidate, 9, right=True)}"
+        f"{pad(shown, room)}{pad(base, width, right=True)}{pad(candidate, width, right=True)}"
         f"{pad(change, 10, right=True)}{pad(interval, 20, right=True)}"
     )
 

@@ -4,6 +4,7 @@
     outcome            "PASS" | "FAIL" | "INCONCLUSIVE" | "INVALID" | "NO DATA"
     exit_code          what the command ends with
     sentence, detail   the headline, for people
+    judged_by          the plan whose budgets were judged, null where they are the run's own
     tallies            {outcome: how many budgets}
     run                folder (its name), and as in run.json: id, name, target (url, api, model),
                        commit, seed, workers, harness (its version), scenario (file, sha256),
@@ -13,19 +14,23 @@
       text step metric statistic quantile op limit limit_text confidence regression abort
                        as declared; over_ns is the length of the windows that must hold, or null
       declared_stage   the stage it is limited to, or null
-      unit             of limit, observed, low and high: "ns", "tokens", "share" (0 to 1), "per_s"
+      unit             of limit, observed, low and high: "ns", "tokens", "share" (0 to 1), "per_s",
+                       "nano_usd"
       stage            where it was judged
       outcome observed low high n over allowed
                        low and high end the interval; `over` samples of n were beyond the limit and
                        `allowed` might have been
       effective_n vif  n samples say as much as effective_n independent ones, n / vif; null and 1
                        where dependence was not measured
+      fact             true where what was seen is held against the limit without bounds: max,
+                       error_rate <= 0%, goodput >= 100%, and rate in a short stage
       used             share of the limit used (1.44: 44 % over); null also where it has no bound
       reason sentence evidence
-    health             valid, planned, sent, dropped, cut_off, waited, send_lag_p99_ns,
+    health             valid, planned, sent, dropped, cut_off, waited, raised (journeys that an
+                       exception of the scenario ended), first_exception, send_lag_p99_ns,
                        send_lag_limit_ns, cpu_p95 (share of one core), clock, and checks: each
                        name, stage (null: the whole run), measured, must, ok, why, remedy,
-                       target_caused
+                       target_caused, scenario_caused
     since              since when the limit is missed: t_s, stage, offset_s, and the flagged of all
                        windows; or null
     drifts             what was not steady: kind ("overload", "trend", "warm-up"), stage, subject,
@@ -38,10 +43,14 @@
                        repeat (which repetition of the load), and totals: planned, sent, finished,
                        failed, dropped, cut_off, waited, max_in_flight, max_waiting, token_events,
                        merged (token events whose stamp may be late, because more came in the same
-                       read)
+                       read), raised
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
-                       latency budget), failures {kind: count}, and metrics {name: {unit ("ms" or
-                       "tokens"), n, mean, p50, p95, p99, p99.9, max}}
+                       latency budget), failures {kind: count}, and metrics {name: {unit ("ms",
+                       "tokens" or "usd"), n, mean, p50, p95, p99, p99.9, max}}
+    costs              prices (as the plan has them), confidence (of each end), and steps: one per
+                       recorded stage and step with model calls: stage, step, n, input_tokens and
+                       output_tokens (means), and in US dollars request, thousand and month, each
+                       mean, low, high; month is null without monthly_requests. Null without prices
 
 A percentile is left out where a sample of that size has none: p50 below 2 samples, p95 below 20,
 p99 below 100, p99.9 below 1,000.
@@ -55,15 +64,24 @@ from dataclasses import asdict
 from numbers import Integral
 from typing import Any
 
-from harness.budget import METRICS, Kind
+from harness.cost import Cost
+from harness.metrics import METRICS, Kind
 from harness.recorder import Histogram, Recording
-from harness.report.facts import Findings
+from harness.report.facts import Costs, Findings
 from harness.stats import supported
+from harness.units import NANO
 from harness.verdict import BudgetVerdict, Verdict
 
 SCHEMA_VERSION = 1  # 1: first
 
-UNITS: dict[Kind, str] = {"time": "ns", "tokens": "tokens", "share": "share", "rate": "per_s"}
+UNITS: dict[Kind, str] = {
+    "time": "ns",
+    "tokens": "tokens",
+    "share": "share",
+    "rate": "per_s",
+    "money": "nano_usd",
+}
+_COARSE: dict[Kind, tuple[str, int]] = {"tokens": ("tokens", 1), "money": ("usd", NANO)}
 _RUN_KEYS = (
     "id",
     "name",
@@ -95,6 +113,7 @@ def verdict_json(recording: Recording, verdict: Verdict, findings: Findings) -> 
         "exit_code": int(verdict.exit_code),
         "sentence": verdict.sentence,
         "detail": verdict.detail,
+        "judged_by": verdict.judged_by,
         "tallies": {str(outcome): n for outcome, n in verdict.tallies().items()},
         "run": _run(recording),
         "budgets": [_budget(row) for row in verdict.budgets],
@@ -108,6 +127,7 @@ def verdict_json(recording: Recording, verdict: Verdict, findings: Findings) -> 
             for stage in recording.stages
         ],
         "steps": list(_steps(recording)),
+        "costs": _costs(findings.costs) if findings.costs else None,
     }
     found: dict[str, Any] = plain(whole)
     return found
@@ -152,14 +172,14 @@ def _steps(recording: Recording) -> Iterator[dict[str, Any]]:
 
 
 def _metric(metric: str, histogram: Histogram) -> dict[str, Any]:
-    known = METRICS.get(metric)
-    tokens = known is not None and known.kind == "tokens"
+    kind = METRICS[metric].kind if metric in METRICS else "time"
+    unit, size = _COARSE.get(kind, ("ms", _NS_PER_MS))
 
     def scaled(value: float | None) -> float | None:
-        return value if tokens or value is None else value / _NS_PER_MS
+        return value if size == 1 or value is None else value / size
 
     return {
-        "unit": "tokens" if tokens else "ms",
+        "unit": unit,
         "n": histogram.n,
         "mean": scaled(histogram.mean),
         **{
@@ -169,6 +189,31 @@ def _metric(metric: str, histogram: Histogram) -> dict[str, Any]:
         },
         "max": scaled(histogram.max),
     }
+
+
+def _costs(costs: Costs) -> dict[str, Any]:
+    return {
+        "prices": costs.prices,
+        "confidence": costs.confidence,
+        "steps": [
+            {
+                "stage": table.stage,
+                "step": row.step,
+                "n": row.n,
+                "input_tokens": row.input_tokens,
+                "output_tokens": row.output_tokens,
+                "request": _dollars(row.request),
+                "thousand": _dollars(row.thousand),
+                "month": _dollars(row.month) if row.month else None,
+            }
+            for table in costs.tables
+            for row in table.rows
+        ],
+    }
+
+
+def _dollars(cost: Cost) -> dict[str, float | None]:
+    return asdict(cost.of(1 / NANO))
 
 
 def plain(value: Any) -> Any:

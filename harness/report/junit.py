@@ -72,6 +72,7 @@ def _properties(suite: ET.Element, recording: Recording, verdict: Verdict) -> No
         **{key: run.get(key) for key in _PROPERTIES},
         "verdict": verdict.outcome,
         "exit_code": int(verdict.exit_code),
+        "judged_by": verdict.judged_by,
     }
     parent = ET.SubElement(suite, "properties")
     for key, value in values.items():

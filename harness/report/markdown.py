@@ -13,15 +13,7 @@ from harness.recorder import Recording
 from harness.report import words
 from harness.report.escaping import MARKS, code, escaped
 from harness.report.facts import Findings
-from harness.report.terminal import (
-    FOLD_ABOVE,
-    broken_checks,
-    folded,
-    folded_text,
-    run_label,
-    story,
-    trust,
-)
+from harness.report.facts.budgets import fold
 from harness.units import NARROW_SPACE, format_count, format_ratio_of_limit
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
@@ -39,6 +31,7 @@ def render_markdown(recording: Recording, verdict: Verdict, findings: Findings) 
         _sentences(recording, verdict, findings),
         _trust(verdict, findings),
         *_tables(verdict),
+        *_costs(findings),
         _errors(findings),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -57,28 +50,28 @@ def github_annotations(verdict: Verdict) -> list[str]:
 
 
 def _title(recording: Recording, verdict: Verdict) -> str:
-    names = (str(recording.run.get("name") or ""), run_label(recording.run))
+    names = (str(recording.run.get("name") or ""), words.run_label(recording.run))
     what = ", ".join(escaped(words.short(name, _MOST_NAME)) for name in names if name)
     return f"## {MARKS[verdict.outcome]} {verdict.outcome}" + (f" – {what}" if what else "")
 
 
 def _sentences(recording: Recording, verdict: Verdict, findings: Findings) -> str:
-    told = [escaped(sentence) for sentence in story(verdict, findings)]
+    told = [escaped(sentence) for sentence in words.story(verdict, findings)]
     since = findings.since
     change = words.load_change(since, recording) if since else ""
     if change and verdict.outcome is Outcome.FAIL:
         told.append(escaped(f"{change[0].upper()}{change[1:]}."))
-    if ended := words.early_end(recording.run):
-        told.append(escaped(ended))
+    more = words.other_budgets(verdict), words.early_end(recording.run)
+    told += [escaped(text) for text in more if text]
     return " ".join([f"**{escaped(verdict.sentence)}**", *told])
 
 
 def _trust(verdict: Verdict, findings: Findings) -> str:
-    ok, heading, figures = trust(verdict, findings)
+    ok, heading, figures = words.trust(verdict, findings)
     mark = MARKS[Outcome.PASS if ok else Outcome.INVALID]
     head = escaped(heading[0].upper() + heading[1:])
     lines = [f"{mark} **{head}:** {escaped(', '.join(figures))}"]
-    broken = broken_checks(verdict.health)
+    broken = words.broken_checks(verdict.health)
     lines += [f"- {escaped(text)}" for text in broken[:20]]
     if len(broken) > 20:
         lines.append(f"- {format_count(len(broken) - 20)} more checks are broken")
@@ -89,13 +82,14 @@ def _tables(verdict: Verdict) -> Iterator[str]:
     """Show the budgets that do not pass, and fold the passes away."""
     bad = [row for row in verdict.budgets if row.outcome is not Outcome.PASS]
     passes = verdict.budgets[len(bad) :]
-    interval = _interval_title(verdict.budgets)
-    closest, rest = folded(passes) if len(verdict.budgets) > FOLD_ABOVE else ((), passes)
-    for shown in (bad, closest):
-        if shown:
-            yield _table(shown, _MOST_BAD, interval)
+    interval = words.interval_name(verdict.budgets)
+    shown, far = fold(verdict.budgets)
+    closest, rest = (shown[len(bad) :], far) if far else ((), passes)
+    for rows in (bad, closest):
+        if rows:
+            yield _table(rows, _MOST_BAD, interval)
     if rest:
-        summary = folded_text(rest) if closest else _passes(len(rest))
+        summary = words.folded(rest) if closest else _passes(len(rest))
         table = _table(rest, _MOST_PASSES, interval)
         yield f"<details><summary>{escaped(summary)}</summary>\n\n{table}\n\n</details>"
 
@@ -135,9 +129,31 @@ def _of_limit(row: BudgetVerdict) -> str:
     return format_ratio_of_limit(row.used)
 
 
-def _interval_title(rows: Sequence[BudgetVerdict]) -> str:
-    levels = {row.budget.confidence for row in rows}
-    return f"{words.number(levels.pop(), 'share')} bounds" if len(levels) == 1 else "Bounds"
+def _costs(findings: Findings) -> Iterator[str]:
+    """Show what each step costs; of several stages the first, the others folded."""
+    costs = findings.costs
+    if costs is None:
+        return
+    said = [words.costs(costs, table) for table in costs.tables] or [words.costs(costs)]
+    yield f"**{escaped(said[0].heading)}.** {escaped(said[0].note)}"
+    for i, own in enumerate(said):
+        if own.rows:
+            table = _cost_table(own)
+            summary = f"{escaped(own.heading)}"
+            folded = f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
+            yield folded if i else table
+
+
+def _cost_table(own: words.Words) -> str:
+    lines = [
+        f"| {' | '.join(own.columns)} |",
+        f"|:--|{'--:|' * (len(own.columns) - 1)}",
+        *(
+            f"| {code(words.short(row[0]))} | {' | '.join(escaped(cell) for cell in row[1:])} |"
+            for row in own.rows[:_MOST_BAD]
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def _errors(findings: Findings) -> str:

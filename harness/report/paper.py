@@ -310,4 +310,5 @@ class Scale:
             return found
         size = 10 ** math.floor(math.log10((self.high - self.low) / room))
         step = next(m * size for m in (1, 2, 5, 10) if m * size * room >= self.high - self.low)
-        return [step * i for i in range(int(self.high / step * 1.0000001) + 1)]
+        first = math.ceil(self.low / step - 1e-7)
+        return [step * i for i in range(first, math.floor(self.high / step + 1e-7) + 1)]

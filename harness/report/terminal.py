@@ -13,22 +13,20 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from harness.health import Check, Health
 from harness.report import words
 from harness.report.facts import Findings
+from harness.report.facts.budgets import fold
 from harness.report.pen import WIDTH, Line, Pen, pad, pieces
 from harness.units import (
     NARROW_SPACE,
     format_count,
-    format_duration,
-    format_ratio_of_limit,
     format_share,
 )
 from harness.verdict import BudgetVerdict, Outcome, Verdict
 
-FOLD_ABOVE, CLOSEST_PASSES = 15, 5
 _MOST_ROWS = 60
 _MOST_CHECKS = 6
+_MOST_COSTS, _LEAST_NAME = 12, 16
 _NARROWEST_NAME = 26
 
 _TALLIED = (Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.INVALID)  # the headline says it by counts
@@ -55,127 +53,19 @@ def render_terminal(
         _headline(verdict, run, pen),
         *_story(verdict, findings, run, pen),
         *_trust(verdict, findings, pen),
-        *_table(verdict, pen),
+        *_table(verdict, findings, pen),
+        *_cost_table(findings, pen),
         Line(""),
         *_footer(files, verdict.exit_code if exit_code is None else exit_code, pen),
     ]
     return "\n".join(line.painted(pen, color=color) for line in lines)
 
 
-# --- words that the Markdown summary shares -------------------------------------------------------
-
-
-def run_label(run: Mapping[str, Any]) -> str:
-    """Name the run by its id: `run 418`; empty where it has none."""
-    return f"run {run['id']}" if run.get("id") else ""
-
-
-def tally(verdict: Verdict) -> str:
-    """Count the budgets: `2 of 11 budgets broken, 1 inconclusive`."""
-    total = len(verdict.budgets)
-    if not total:
-        return "no budget was judged"
-    counts = verdict.tallies()
-    unmeasured = counts.get(Outcome.INVALID, 0) + counts.get(Outcome.NO_DATA, 0)
-    parts = [
-        (counts.get(Outcome.FAIL, 0), "broken"),
-        (unmeasured, "not measured"),
-        (counts.get(Outcome.INCONCLUSIVE, 0), "inconclusive"),
-        (counts.get(Outcome.PASS, 0), "passes" if total == 1 else "pass"),
-    ]
-    (first, what), *others = [(n, word) for n, word in parts if n]
-    text = f"{format_count(first)} of {format_count(total)} budget{'s'[: total != 1]} {what}"
-    bad = [f"{format_count(n)} {word}" for n, word in others if not word.startswith("pass")]
-    return ", ".join([text, *bad])
-
-
-def story(verdict: Verdict, findings: Findings) -> list[str]:
-    """Say what there is to say beyond the verdict's own sentence: since when, which step."""
-    unfit = verdict.outcome is Outcome.INVALID and not verdict.health.valid
-    told = [verdict.detail] if verdict.detail and not unfit else []  # the broken checks say it
-    focus, since, slow = findings.focus, findings.since, findings.slow_step
-    if since and focus and focus.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
-        first = focus is verdict.budgets[0]
-        what = "Over the limit" if first else f"{focus.budget.subject} is over its limit"
-        told.insert(0 if first else len(told), f"{what} {words.since_text(since, findings)}.")
-    if slow and verdict.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE):
-        told.append(
-            f"{slow.step} makes {words.percent(slow.share)} of the extra time of slow "
-            f"{slow.root} journeys in {slow.stage}."
-        )
-    return told + words.unsteady(findings, " ".join(told))
-
-
-def trust(verdict: Verdict, findings: Findings) -> tuple[bool, str, list[str]]:
-    """Return whether the measurement holds, a heading that says so, and the figures behind it."""
-    health = verdict.health
-    figures = [
-        f"{format_count(health.sent)} of {format_count(health.planned)} sent",
-        f"{format_count(health.dropped)} dropped",
-    ]
-    if health.cut_off:
-        figures.append(f"{format_count(health.cut_off)} cut off")
-    if health.send_lag_p99_ns is not None:
-        figures.append(f"send lag p99 {format_duration(health.send_lag_p99_ns)}")
-    if verdict.outcome is Outcome.NO_DATA:
-        return False, "nothing measured", [*figures, *_failures(findings)]
-    if health.valid:
-        return True, "measurement valid", figures
-    return False, f"measurement not valid{_where(health)}", figures
-
-
-def broken_checks(health: Health) -> list[str]:
-    """Say of each broken check what was measured, what it must be, and what to do."""
-    return [_broken(check) for check in health.checks if not check.ok]
-
-
-def folded(
-    budgets: Sequence[BudgetVerdict],
-) -> tuple[Sequence[BudgetVerdict], Sequence[BudgetVerdict]]:
-    """Split many budgets into those to show and passes to fold away; both stay worst first."""
-    if len(budgets) <= FOLD_ABOVE:
-        return budgets, ()
-    bad = sum(v.outcome is not Outcome.PASS for v in budgets)
-    return budgets[: bad + CLOSEST_PASSES], budgets[bad + CLOSEST_PASSES :]
-
-
-def folded_text(passes: Sequence[BudgetVerdict]) -> str:
-    """`23 more budgets pass, none above 78 % of its limit`."""
-    one = len(passes) == 1
-    text = f"{format_count(len(passes))} more {'budget passes' if one else 'budgets pass'}"
-    used = passes[0].used
-    if used is None:
-        return text
-    at = format_ratio_of_limit(used)
-    return f"{text}, at {at} of its limit" if one else f"{text}, none above {at} of its limit"
-
-
-def _where(health: Health) -> str:
-    stages = {check.stage: None for check in health.checks if not check.ok}
-    return "" if None in stages else f" in {', '.join(str(stage) for stage in stages)}"
-
-
-def _broken(check: Check) -> str:
-    where = f" in {check.stage}" if check.stage else ""
-    return f"{check.name}{where}: {check.measured}, must be {check.must}; {check.remedy}."
-
-
-def _failures(findings: Findings) -> list[str]:
-    """Count the most frequent kinds of failure."""
-    return [
-        f"{format_count(sum(error.by_stage.values()))} failed ({error.kind})"
-        for error in findings.errors[:3]
-    ]
-
-
-# --- the parts, from top to bottom ----------------------------------------------------------------
-
-
 def _headline(verdict: Verdict, run: Mapping[str, Any], pen: Pen) -> Line:
     head = f"{pen.mark(verdict.outcome)} {verdict.outcome}"
-    text = f"{head}  {tally(verdict)}"
+    text = f"{head}  {words.tally(verdict)}"
     room = pen.width - cell_len(text) - 2
-    label = pen.middle(pen.clean(run_label(run)), min(room, 40)) if room >= 8 else ""
+    label = pen.middle(pen.clean(words.run_label(run)), min(room, 40)) if room >= 8 else ""
     padded = text + pad(label, pen.width - cell_len(text), right=True)
     return Line(padded, verdict.outcome, len(head))
 
@@ -183,33 +73,33 @@ def _headline(verdict: Verdict, run: Mapping[str, Any], pen: Pen) -> Line:
 def _story(
     verdict: Verdict, findings: Findings, run: Mapping[str, Any], pen: Pen
 ) -> Iterator[Line]:
-    told = story(verdict, findings)
+    told = words.story(verdict, findings)
     if verdict.outcome is Outcome.PASS and verdict.detail:
         told[told.index(verdict.detail)] = f"Closest to its limit: {verdict.detail}"
     if verdict.outcome not in _TALLIED or not verdict.budgets:
         told.insert(0, verdict.sentence)
     for sentence in told:
         yield from pen.wrap(sentence, 2)
-    if ended := words.early_end(run):
-        yield from pen.wrap(ended, 2)
+    for text in filter(None, (words.other_budgets(verdict), words.early_end(run))):
+        yield from pen.wrap(text, 2)
 
 
 def _trust(verdict: Verdict, findings: Findings, pen: Pen) -> Iterator[Line]:
-    ok, heading, figures = trust(verdict, findings)
+    ok, heading, figures = words.trust(verdict, findings)
     role = Outcome.PASS if ok else Outcome.INVALID
     first, *rest = pen.wrap(f"{heading}: {', '.join(figures)}", 2)
     head = f"{pen.mark(role)} {pen.clean(heading)}"
     yield Line(f"{pen.mark(role)} {first.text[2:]}", role, len(head))
     yield from rest
-    broken = broken_checks(verdict.health)
+    broken = words.broken_checks(verdict.health)
     for text in broken[:_MOST_CHECKS]:
         yield from pen.wrap(text, 2)
     if len(broken) > _MOST_CHECKS:
         yield Line(f"  {len(broken) - _MOST_CHECKS} more checks are broken")
 
 
-def _table(verdict: Verdict, pen: Pen) -> Iterator[Line]:
-    shown, passes = folded(verdict.budgets)
+def _table(verdict: Verdict, findings: Findings, pen: Pen) -> Iterator[Line]:
+    shown, passes = fold(verdict.budgets)
     if not shown:
         return
     rows = shown[:_MOST_ROWS]
@@ -221,12 +111,53 @@ def _table(verdict: Verdict, pen: Pen) -> Iterator[Line]:
         yield columns.row(row)
         for note in columns.notes(row, before):
             yield from pen.wrap(note, columns.indent)
+        if row.outcome is not Outcome.PASS and (runs := words.runs(row, findings.runs_of(row))):
+            yield from pen.wrap(runs, columns.indent)
         before = row.reason
     if len(shown) > len(rows):
         yield Line(f"  {pen.clean(_left_out(shown[_MOST_ROWS:]))}")
     if passes:
         mark = pen.mark(Outcome.PASS)
-        yield Line(f"{mark} {pen.clean(folded_text(passes))}", Outcome.PASS, len(mark))
+        yield Line(f"{mark} {pen.clean(words.folded(passes))}", Outcome.PASS, len(mark))
+
+
+def _cost_table(findings: Findings, pen: Pen) -> Iterator[Line]:
+    """Show what each step costs, in the first stage, with as many columns as find room."""
+    if findings.costs is None:
+        return
+    said = words.costs(findings.costs)
+    yield Line("")
+    yield from pen.wrap(f"{said.heading}.", 2)
+    if not said.rows:
+        yield from pen.wrap(said.note, 2)
+        return
+    shown = said.rows[:_MOST_COSTS]
+    rows = [[pen.clean(cell.replace(" – ", "–")) for cell in row] for row in shown]
+    heads = [
+        "cost",
+        *(pen.clean(name).removesuffix(" in + out") for name in said.columns[1:]),
+    ]
+    kept = _fitting([heads, *rows], pen)
+    width = [max(cell_len(row[i]) for row in (heads, *rows)) for i in kept]
+    name = min(width[0], pen.width - 2 - sum(w + 2 for w in width[1:]))
+    for row in (heads, *rows):
+        cells = (
+            f"  {pad(row[i], w, right=True)}" for i, w in zip(kept[1:], width[1:], strict=True)
+        )
+        yield Line(pen.clip(f"  {pad(pen.middle(row[0], name), name)}{''.join(cells)}"))
+    if len(said.rows) > len(rows):
+        yield Line(f"  {format_count(len(said.rows) - len(rows))} more steps are in the report")
+
+
+def _fitting(rows: Sequence[Sequence[str]], pen: Pen) -> list[int]:
+    """Return the columns that leave room for names: the last ones give way first, then bounds."""
+    kept = list(range(len(rows[0])))
+    width = [max(cell_len(row[i]) for row in rows) for i in kept]
+    width[0] = min(width[0], _LEAST_NAME)
+    for i in (*reversed(kept[4:]), 3, 2):
+        if sum(width[i] + 2 for i in kept) > pen.width:
+            kept.remove(i)
+    return kept
 
 
 def _left_out(rows: Iterable[BudgetVerdict]) -> str:

@@ -5,7 +5,7 @@
 """
 
 from harness.search.decision import most_probes
-from harness.search.export import write_results
+from harness.search.export import as_json, write_results
 from harness.search.running import Searcher
 from harness.search.template import Over, Template, longest_ns_of, range_of
 from harness.search.text import render_terminal
@@ -14,6 +14,7 @@ __all__ = [
     "Over",
     "Searcher",
     "Template",
+    "as_json",
     "longest_ns_of",
     "most_probes",
     "range_of",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.budget import METRICS, RUN
+from harness.budget import RUN
+from harness.metrics import METRICS
 from harness.report import words
-from harness.report.charts import Drawing, end_labels, latency_scale, y_axis
-from harness.report.paper import CODES, PHONE, ROLES, WIDE, Paper, Scale, drawing
+from harness.report.charts import Drawing, drawn
+from harness.report.charts.axes import end_labels, latency_scale, y_axis
+from harness.report.paper import PHONE, ROLES, WIDE, Paper, Scale
 from harness.report.words import Words
 from harness.search.decision import Shown
 from harness.search.result import Percentiles, Search, headline, in_order
@@ -41,17 +43,8 @@ class Level:
 
 def knee(search: Search) -> Drawing:
     """Draw the chart for wide pages and for phones."""
-    said = _words(search)
-    with drawing():
-        svgs = []
-        for width, height, name in (
-            (WIDE, _HEIGHT, "knee"),
-            (PHONE, _PHONE_HEIGHT, "knee-phone"),
-        ):
-            paper = Paper(width, height, CODES)
-            _draw(paper, search)
-            svgs.append(paper.svg(name, said.heading, said.described))
-    return Drawing("knee", said, *svgs)
+    sizes = (WIDE, _HEIGHT), (PHONE, _PHONE_HEIGHT)
+    return drawn("knee", _words(search), sizes, _draw, search)
 
 
 def as_file(chart: Drawing) -> str:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.errors import ExitCode, HarnessError, UserError
-from harness.plan import masked
-from harness.runs import run_plan
+from harness.errors import ExitCode, HarnessError, TargetError, UserError
+from harness.plan import Plan, masked
+from harness.runs import Result, run_plan
 from harness.search.decision import Purpose, Range, Shown, Step, next_step
 from harness.search.result import Probe, Search, probe_of
 from harness.search.template import Template
 
 Live = Callable[[], AbstractContextManager[Callable[[dict[str, Any]], None]]]
 
+PAUSES_S = (2.0, 5.0, 15.0)  # before the preflight of a probe is tried once more
 LONGER = 4  # times the samples: half the width of an interval
 
 
@@ -91,8 +92,7 @@ class Searcher:
         said = f"probe {number}: {template.load_text(step.load)}"
         self._say(f"{said} for {duration_ns / 1e9:g}s ({step.purpose})")
         folder = self._folder / f"{number:02d}-{_part(template.load_text(step.load))}"
-        with self._live() as show:
-            result = run_plan(plan, folder, show)
+        result = self._played(plan, folder, said)
         probe = probe_of(
             result,
             number=number,
@@ -103,6 +103,20 @@ class Searcher:
         )
         self._say(f"{said} {probe.shown or 'was interrupted'}")
         return probe
+
+    def _played(self, plan: Plan, folder: Path, said: str) -> Result:
+        """Run a probe. A target that answered before may need a while to do so again."""
+        for pause_s in PAUSES_S if self._probes else ():
+            try:
+                return self._run(plan, folder)
+            except TargetError as error:
+                self._say(f"{said}: {masked(plan, str(error))}; again in {pause_s:g}s")
+                time.sleep(pause_s)
+        return self._run(plan, folder)
+
+    def _run(self, plan: Plan, folder: Path) -> Result:
+        with self._live() as show:
+            return run_plan(plan, folder, show)
 
     def _duration_ns(self, step: Step) -> int:
         """As long as the budgets need; a longer repeat four times as long as what it repeats."""

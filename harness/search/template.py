@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from harness.budget import METRICS, Budget, near_miss
+from harness.budget import Budget, near_miss
 from harness.errors import UserError
+from harness.metrics import METRICS
 from harness.plan import DEFAULT_MAX_IN_FLIGHT, Arrivals, Plan, Stage
 from harness.search.decision import Range
 from harness.sizing import Need, needs, undecidable

@@ -1,11 +1,11 @@
 """`harness selftest`: what this machine measures well, and whether a plan asks for more.
 
-`ramp` measures, `stamps` compares with the truth, `result` is what was found and where it is kept,
-`fitting` holds a plan against it, `text` says it to people.
+`measurement` is the whole: `ramp` puts on the load, `stamps` compares with the truth. `result`
+is what was found and where it is kept, `fitting` holds a plan against it, `text` tells people.
 """
 
 from harness.selftest.fitting import as_json, fit
-from harness.selftest.ramp import Bounds, measure
+from harness.selftest.measurement import Bounds, measure
 from harness.selftest.result import Selftest, save, saved
 from harness.selftest.text import render, warning
 

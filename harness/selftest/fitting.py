@@ -1,4 +1,7 @@
-"""Holds a plan against what a worker of this machine carries."""
+"""Holds a plan against what a worker of this machine carries.
+
+What a plan does not say is assumed, and said; by itself that never makes a plan unfit.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,33 @@ ASSUMED_TOKENS_PER_S = 50  # of one stream, where a stage says only how many use
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a stage asks of the generator, a second; None where only the target decides it."""
+    """What a stage asks of the generator, a second; None where only the target decides it.
+
+    `basis` says what was taken for granted. `least_…` is what remains without what was assumed: a
+    token a reply, and nothing of users whose replies come at an unknown speed.
+    """
 
     stage: str
     requests_per_s: float | None
     events_per_s: float | None
+    least_requests_per_s: float
+    least_events_per_s: float
     basis: str
-    """What was taken for granted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """Whether a plan's most demanding stage fits the machine.
 
-    `share` is that of one worker's time which it takes; `needed` is None when no number of workers
-    would do. `at_most` says that fewer workers may do, since the ceiling is a lower bound.
+    `share` is that of one worker's time which it takes. `needed` workers would do, `least` of them
+    are needed whatever was assumed; None when no number would do. `at_most` says that fewer may do,
+    since the ceiling is a lower bound.
     """
 
     demand: Demand | None
     share: float
     needed: int | None
+    least: int | None
     at_most: bool
     workers: int
     cores: int
@@ -44,8 +54,16 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """True when the plan's workers suffice, each on a core of its own."""
-        return self.needed is not None and self.needed <= min(self.workers, self.cores)
+        """True when the plan's workers, each on a core of its own, suffice for what is certain."""
+        return self.needed is not None and self._suffice_for(self.least)
+
+    @property
+    def fits_as_assumed(self) -> bool:
+        """True when they suffice also where what was assumed holds."""
+        return self._suffice_for(self.needed)
+
+    def _suffice_for(self, needed: int | None) -> bool:
+        return needed is not None and needed <= min(self.workers, self.cores)
 
 
 def demands(plan: Plan) -> tuple[Demand, ...]:
@@ -67,9 +85,11 @@ def demands(plan: Plan) -> tuple[Demand, ...]:
     for stage in plan.load:
         requests: float | None
         events: float | None
+        least_requests = least_events = 0.0
         if stage.arrivals is not None:
-            requests = stage.arrivals.rate_per_s * a_task.total
-            events = stage.arrivals.rate_per_s * a_task.streams * tokens
+            requests = least_requests = stage.arrivals.rate_per_s * a_task.total
+            replies_per_s = stage.arrivals.rate_per_s * a_task.streams
+            events, least_events = replies_per_s * tokens, replies_per_s * (tokens if known else 1)
             said = basis
         elif streams:
             events = float((stage.concurrency or 0) * ASSUMED_TOKENS_PER_S)
@@ -78,7 +98,14 @@ def demands(plan: Plan) -> tuple[Demand, ...]:
         else:
             requests, events, said = None, None, "the target decides the rate"
         found.append(
-            Demand(stage=stage.name, requests_per_s=requests, events_per_s=events, basis=said)
+            Demand(
+                stage=stage.name,
+                requests_per_s=requests,
+                events_per_s=events,
+                least_requests_per_s=least_requests,
+                least_events_per_s=least_events,
+                basis=said,
+            )
         )
     return tuple(found)
 
@@ -98,21 +125,22 @@ def _requests_of(plan: Plan) -> tuple[Requests, str]:
 def fit(plan: Plan, found: Selftest, *, cores: int | None = None) -> Fit:
     """Compare a plan's most demanding stage with what a worker carries within its send-lag limit.
 
-    A worker's time is shared: what its requests take and what its token events take add up.
+    A worker's time is shared: what its requests take and what its token events take add up. Where
+    stages do not fit whatever was assumed, the most demanding of those is told of.
     """
     found = at_send_lag_limit(found, send_lag_limit(plan.budgets))
     there = cores or int(found.machine["cores"])
-    known: list[tuple[float, Demand]] = []
+    known: list[tuple[float, float, Demand]] = []
     not_judged = []
     for demand in demands(plan):
         if demand.requests_per_s is None or demand.events_per_s is None:
             not_judged.append(demand.stage)
             continue
-        share = _share(demand.requests_per_s, found.requests) + _share(
-            demand.events_per_s, found.token_events
-        )
-        known.append((share, demand))
-    share, most = max(known, key=lambda pair: pair[0], default=(0.0, None))
+        share = _share(found, demand.requests_per_s, demand.events_per_s)
+        least = _share(found, demand.least_requests_per_s, demand.least_events_per_s)
+        known.append((share, least, demand))
+    surely = [one for one in known if one[1] > min(plan.workers, there)]
+    share, least, most = max(surely or known, key=lambda one: one[0], default=(0.0, 0.0, None))
     bounded = most is not None and (
         (bool(most.requests_per_s) and found.requests.at_least)
         or (bool(most.events_per_s) and found.token_events.at_least)
@@ -120,7 +148,8 @@ def fit(plan: Plan, found: Selftest, *, cores: int | None = None) -> Fit:
     return Fit(
         demand=most,
         share=share,
-        needed=None if math.isinf(share) else max(1, math.ceil(round(share, 9))),
+        needed=_workers(share),
+        least=_workers(least),
         at_most=bounded,
         workers=plan.workers,
         cores=there,
@@ -128,10 +157,19 @@ def fit(plan: Plan, found: Selftest, *, cores: int | None = None) -> Fit:
     )
 
 
-def _share(asked_per_s: float, carried: Ceiling) -> float:
+def _share(found: Selftest, requests_per_s: float, events_per_s: float) -> float:
+    """Return the share of one worker's time that this takes."""
+    return _part(requests_per_s, found.requests) + _part(events_per_s, found.token_events)
+
+
+def _part(asked_per_s: float, carried: Ceiling) -> float:
     if not asked_per_s:
         return 0.0
     return asked_per_s / carried.per_s if carried.per_s else math.inf
+
+
+def _workers(share: float) -> int | None:
+    return None if math.isinf(share) else max(1, math.ceil(round(share, 9)))
 
 
 def as_json(found: Selftest, fitting: Fit | None = None) -> dict[str, Any]:

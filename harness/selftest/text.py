@@ -19,19 +19,22 @@ def describe_fit(fitting: Fit, found: Selftest) -> str:
     )
     has = f"{fitting.workers} worker{'s' if fitting.workers > 1 else ''}"
     carry = "carry" if fitting.workers > 1 else "carries"
-    if fitting.fits:
+    if fitting.fits_as_assumed:
         taken = _plain(format_share(fitting.share / fitting.workers))
         verdict = f"fits: it takes {taken} of what {has} of this machine {carry}"
-    elif fitting.needed is None:
+    elif (needed := fitting.needed if fitting.fits else fitting.least) is None:
         verdict = "does not fit: this machine carried no load well enough to judge"
     else:
-        needs = f"{format_count(fitting.needed)} worker{'s' if fitting.needed > 1 else ''}"
+        needs = f"{format_count(needed)} worker{'s' if needed > 1 else ''}"
         most = "at most " if fitting.at_most else ""
-        verdict = f"needs {most}{needs}, it has {fitting.workers}"
-        if fitting.needed > fitting.cores:
+        held = "would need" if fitting.fits else "needs"
+        verdict = f"{held} {most}{needs}, it has {fitting.workers}"
+        if needed > fitting.cores:
             verdict += f" and this machine {_cores(fitting.cores)}"
         elif fitting.workers > fitting.cores:
             verdict += f" on {_cores(fitting.cores)}"
+        if fitting.fits:
+            verdict = f"fits unless what is assumed holds: it {verdict}"
     carried = f"one worker carries {_carried(found)}"
     left = f"; not judged: {', '.join(fitting.not_judged)}" if fitting.not_judged else ""
     return f"{verdict}; {asked}; {carried}{left}"

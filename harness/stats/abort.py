@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 
-from harness.stats.dependence import UNRESOLVED
-from harness.stats.failures import ShareEvidence, share_evidence
-from harness.stats.quantiles import QuantileEvidence, quantile_evidence
+from harness.stats.dependence import UNRESOLVED_FAIL
+from harness.stats.evidence import Evidence
+from harness.stats.failures import share_evidence
+from harness.stats.quantiles import quantile_evidence
 from harness.stats.shares import share_bounds
 from harness.stats.spans import window_evidence
 from harness.stats.windows import IntArray, Windows
@@ -46,7 +47,7 @@ def doomed_quantile(
 ) -> bool:
     """Tell the same of a quantile, from its samples so far in windows, as `quantile_evidence`."""
     evidence = quantile_evidence(windows, over, q, confidence, upper=upper, in_system_s=in_system_s)
-    return _doomed(evidence, n_most, confidence)
+    return _doomed(evidence, n_most)
 
 
 def doomed_span(
@@ -94,7 +95,7 @@ def doomed_share(
     """Tell the same of a share of failures, from n requests with k of them in each window."""
     if allowed <= 0 or not n.sum():
         return bool(k.any())
-    return _doomed(share_evidence(n, k, allowed, confidence, length_s=length_s), n_most, confidence)
+    return _doomed(share_evidence(n, k, allowed, confidence, length_s=length_s), n_most)
 
 
 def arrivals_at_most(planned: int, rate_per_s: float, left_s: float) -> float:
@@ -106,14 +107,14 @@ def arrivals_at_most(planned: int, rate_per_s: float, left_s: float) -> float:
     return planned + expected + 6 * math.sqrt(expected)
 
 
-def _doomed(evidence: QuantileEvidence | ShareEvidence, n_most: float, confidence: float) -> bool:
+def _doomed(evidence: Evidence, n_most: float) -> bool:
     """Ask with a larger variance than a FAIL needs now.
 
     The whole run may show more dependence than its beginning, in proportion to how much of it is to
     come, and may turn out too short for it.
     """
     surely = evidence.effective_windows >= _SURELY_RESOLVED
-    doubt = 1 if surely or not evidence.resolved else UNRESOLVED
+    doubt = 1 if surely or not evidence.resolved else UNRESOLVED_FAIL
     ahead = max(1.0, n_most / evidence.n)
     vif = _VIF_MARGIN * ahead * doubt * evidence.vif_fail
-    return doomed(evidence.n, evidence.k, n_most, evidence.allowed, confidence, vif=vif)
+    return doomed(evidence.n, evidence.k, n_most, evidence.allowed, evidence.confidence, vif=vif)

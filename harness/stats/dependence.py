@@ -31,7 +31,8 @@ MIN_EFFECTIVE_WINDOWS = 20
 _SAMPLES_PER_WINDOW = 5  # fewer hide the dependence under the noise of single samples
 _TAIL_SAMPLES = 30  # the fewest samples above the lowest threshold inside the sample
 PASS_MARGIN, FAIL_MARGIN = 40, 10  # of few effective windows: VIF · (1 + margin/E)
-UNRESOLVED = 4  # what VIF is multiplied with where the dependence outlasts the run
+# What the VIF is multiplied with where the dependence outlasts the run, to PASS and to FAIL
+UNRESOLVED_PASS, UNRESOLVED_FAIL = 9, 4
 
 
 class Undecided(Enum):
@@ -68,8 +69,13 @@ class Dependence:
 
     @property
     def resolved(self) -> bool:
-        """Return whether the run is long enough, for its dependence, to say that a budget holds."""
-        return self.windows >= MIN_WINDOWS and self.effective_windows >= MIN_EFFECTIVE_WINDOWS
+        """Return whether the run is long enough to measure how long its spells last."""
+        return is_resolved(self.windows, self.effective_windows)
+
+    @property
+    def doubts(self) -> tuple[float, float]:
+        """Return what the VIF to PASS and that to FAIL are multiplied with."""
+        return doubts(self.windows, self.effective_windows)
 
     def vif(self, confidence: float, *, thresholds: int, margin: float) -> float:
         """Return the inflation from so many of the thresholds, at least 1."""
@@ -79,13 +85,44 @@ class Dependence:
 
     def inflated(self, within: float, between: float, confidence: float, margin: float) -> float:
         """Return a VIF with the allowances for its own uncertainty, at least 1."""
-        widened = student_factor(self.degrees, confidence) * within
-        runs = student_factor(self.runs - 1, confidence) * between if self.runs > 1 else 0.0
-        return max(1.0, widened * (1 + margin / self.effective_windows), runs)
+        inflated = with_allowances(
+            within,
+            between,
+            confidence,
+            degrees=self.degrees,
+            runs=self.runs,
+            margin=margin / self.effective_windows,
+        )
+        return max(1.0, inflated)
 
     def vif_interval(self, confidence: float) -> float:
         """Return the inflation for the limits of a quantile of its own, without a budget."""
         return self.vif(confidence, thresholds=1, margin=FAIL_MARGIN)
+
+
+def is_resolved(windows: int, effective_windows: float) -> bool:
+    """Return whether a run has windows enough to measure how strongly they depend on each other."""
+    return windows >= MIN_WINDOWS and effective_windows >= MIN_EFFECTIVE_WINDOWS
+
+
+def doubts(windows: int, effective_windows: float) -> tuple[float, float]:
+    """Return what the VIF to PASS and that to FAIL are multiplied with, 1 where resolved."""
+    if is_resolved(windows, effective_windows):
+        return 1.0, 1.0
+    return UNRESOLVED_PASS, UNRESOLVED_FAIL
+
+
+def with_allowances(
+    within: float, between: float, confidence: float, *, degrees: int, runs: int, margin: float
+) -> float:
+    """Return a VIF enlarged for being an estimate: by Student's t, and by `margin` for few windows.
+
+    That from run to run, `between`, counts where it is larger; its degrees are `runs` − 1.
+    """
+    inflated = student_factor(degrees, confidence) * within * (1 + margin)
+    if runs == 1:
+        return inflated
+    return max(inflated, student_factor(runs - 1, confidence) * between)
 
 
 def student_factor(degrees: int, confidence: float) -> float:

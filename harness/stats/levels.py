@@ -1,24 +1,8 @@
-"""Error rates: the p-value of a claim, and of several claims at once."""
+"""Several claims at once: which of them stand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from scipy.optimize import brentq
-
-
-def smallest_level(tail: Callable[[float], float]) -> float:
-    """Solve tail(1 − p) = p; from 0.5 on a p-value says nothing and is given as 1."""
-
-    def excess(p: float) -> float:
-        return tail(1 - p) - p
-
-    least, most = 1e-12, 0.499
-    if excess(most) > 0:
-        return 1.0
-    if excess(least) <= 0:
-        return least
-    return float(brentq(excess, least, most, xtol=1e-12, rtol=1e-6))
+from collections.abc import Sequence
 
 
 def holm(p_values: Sequence[float], confidence: float) -> tuple[bool, ...]:

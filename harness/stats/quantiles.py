@@ -9,19 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy.special import betainc, betaincc
-
 from harness.stats.dependence import (
     FAIL_MARGIN,
     PASS_MARGIN,
-    UNRESOLVED,
     Dependence,
-    Frame,
-    Undecided,
     dependence,
     frame_of,
 )
-from harness.stats.levels import smallest_level
+from harness.stats.evidence import Evidence
 from harness.stats.shares import quantile_ranks, share_bounds
 from harness.stats.windows import IntArray, Windows
 
@@ -29,36 +24,14 @@ _ALL_BEYOND = 4  # effective windows to one effective sample where all samples a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantileEvidence:
-    """What `n` samples, `k` of them beyond a limit, say about a quantile against that limit.
+class QuantileEvidence(Evidence):
+    """What samples beyond a limit say about a quantile against that limit.
 
-    `lower` and `upper` bound the true share beyond the limit, each at the confidence asked for;
     `low` and `high` bound the true quantile, in the metric's unit (None: the sample gives no end).
-    `p_pass` and `p_fail` are the smallest error rates at which it would pass, or fail.
-    `vif_pass`, `vif_fail` and `vif_interval` inflate the variance for `upper`, `lower` and for a
-    quantile's own limits; `effective_n` is n / vif_pass. Of `windows`, so many as
-    `effective_windows` count as independent; not `resolved` means that they are too few to pass.
     """
 
-    n: int
-    k: int
-    allowed: float
-    effective_n: float
-    windows: int
-    effective_windows: float
-    resolved: bool
-    vif_pass: float
-    vif_fail: float
-    vif_interval: float
-    lower: float
-    upper: float
     low: int | None
     high: int | None
-    p_pass: float
-    p_fail: float
-    passes: bool
-    fails: bool
-    undecided: Undecided | None
 
 
 def quantile_evidence(
@@ -80,115 +53,50 @@ def quantile_evidence(
     counts. See `dependence` for `in_system_s` and `runs`. Raises ValueError without samples.
     """
     found = dependence(windows, q, in_system_s=in_system_s, runs=runs)
-    count = _Count.of(frame_of(windows, runs), over, 1 - q if upper else q, found, far_beyond)
-    to_pass, to_fail = count.vif_pass(confidence), count.vif_fail(confidence)
-    highest = share_bounds(count.n, count.k, confidence, vif=to_pass)[1]
-    lowest = share_bounds(count.n, count.k, confidence, vif=to_fail)[0]
-    passes, fails = found.resolved and highest <= count.allowed, lowest > count.allowed
-    undecided = None
-    if not passes and not fails:
-        undecided = _undecided(found, count.n / to_pass, count.allowed, confidence)
+    n, k = windows.total, int(over.sum())
+    frame = frame_of(windows, runs)
+    counts = frame.counts(over)
+    own = frame.power(counts).vif(k, n, found.degrees), frame.between(counts)
+    pass_doubt, fail_doubt = found.doubts
+    to_pass = pass_doubt * max(
+        found.inflated(*own, confidence, PASS_MARGIN),
+        found.vif(confidence, thresholds=3, margin=PASS_MARGIN),
+    )
+    to_fail = fail_doubt * max(
+        found.inflated(*own, confidence, FAIL_MARGIN),
+        found.vif(confidence, thresholds=1, margin=FAIL_MARGIN),
+    )
+    if k == n and found.runs == 1:
+        each = 1 if far_beyond else _ALL_BEYOND
+        to_fail = min(to_fail, max(1.0, each * n / found.effective_windows))
     key = ("ends", q, confidence, upper, in_system_s, runs)
     if key not in windows.memo:
         windows.memo[key] = _ends(windows, found, q, confidence, upper=upper)
     low, high = windows.memo[key]
     return QuantileEvidence(
-        n=count.n,
-        k=count.k,
-        allowed=count.allowed,
-        effective_n=count.n / to_pass,
+        n=n,
+        k=k,
+        allowed=1 - q if upper else q,
+        confidence=confidence,
         windows=found.windows,
         effective_windows=found.effective_windows,
-        resolved=found.resolved,
+        too_short=found.too_short,
         vif_pass=to_pass,
         vif_fail=to_fail,
-        vif_interval=found.vif_interval(confidence),
-        lower=lowest,
-        upper=highest,
+        lower=share_bounds(n, k, confidence, vif=to_fail)[0],
+        upper=share_bounds(n, k, confidence, vif=to_pass)[1],
         low=low,
         high=high,
-        p_pass=smallest_level(count.passing_tail) if found.resolved else 1.0,
-        p_fail=smallest_level(count.failing_tail),
-        passes=passes,
-        fails=fails,
-        undecided=undecided,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Count:
-    """`k` of `n` samples beyond a limit, and what is known of the variance of that count."""
-
-    n: int
-    k: int
-    allowed: float
-    within: float
-    between: float
-    found: Dependence
-    far_beyond: bool
-
-    @classmethod
-    def of(
-        cls,
-        frame: Frame,
-        over: IntArray,
-        allowed: float,
-        found: Dependence,
-        far_beyond: bool,
-    ) -> _Count:
-        counts, n, k = frame.counts(over), frame.windows.total, int(over.sum())
-        within = frame.power(counts).vif(k, n, found.degrees)
-        return cls(n, k, allowed, within, frame.between(counts), found, far_beyond)
-
-    def vif_pass(self, confidence: float) -> float:
-        return max(
-            self.found.inflated(self.within, self.between, confidence, PASS_MARGIN),
-            self.found.vif(confidence, thresholds=3, margin=PASS_MARGIN),
-        )
-
-    def vif_fail(self, confidence: float) -> float:
-        doubt = 1 if self.found.resolved else UNRESOLVED
-        vif = doubt * max(
-            self.found.inflated(self.within, self.between, confidence, FAIL_MARGIN),
-            self.found.vif(confidence, thresholds=1, margin=FAIL_MARGIN),
-        )
-        if self.k == self.n and self.found.runs == 1:
-            each = 1 if self.far_beyond else _ALL_BEYOND
-            return min(vif, max(1.0, each * self.n / self.found.effective_windows))
-        return vif
-
-    def passing_tail(self, confidence: float) -> float:
-        """Return the chance of so few beyond the limit, were the share just the allowed one."""
-        if self.k == self.n:
-            return 1.0
-        vif = self.vif_pass(confidence)
-        return float(betaincc(self.k / vif + 1, (self.n - self.k) / vif, self.allowed))
-
-    def failing_tail(self, confidence: float) -> float:
-        """Return the chance of so many beyond the limit, were the share just the allowed one."""
-        if not self.k:
-            return 1.0
-        vif = self.vif_fail(confidence)
-        return float(betainc(self.k / vif, (self.n - self.k) / vif + 1, self.allowed))
-
-
-def _undecided(
-    found: Dependence, effective_n: float, allowed: float, confidence: float
-) -> Undecided:
-    if not found.resolved:
-        return Undecided.SHORT if found.too_short else Undecided.DEPENDENCE
-    if share_bounds(effective_n, 0, confidence)[1] > allowed:
-        return Undecided.SAMPLES
-    return Undecided.CLOSE
 
 
 def _ends(
     windows: Windows, found: Dependence, q: float, confidence: float, *, upper: bool
 ) -> tuple[int | None, int | None]:
     """Return the ends of the quantile's own interval; the one that could pass has the wider VIF."""
-    doubt = 1 if found.resolved else UNRESOLVED
-    near = doubt * found.vif(confidence, thresholds=1, margin=FAIL_MARGIN)
-    far = doubt * found.vif(confidence, thresholds=3, margin=PASS_MARGIN)
+    pass_doubt, fail_doubt = found.doubts
+    near = fail_doubt * found.vif(confidence, thresholds=1, margin=FAIL_MARGIN)
+    far = pass_doubt * found.vif(confidence, thresholds=3, margin=PASS_MARGIN)
     below, above = (near, far) if upper else (far, near)
     n = windows.total
     return windows.quantile_ends(

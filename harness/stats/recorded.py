@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -12,12 +13,21 @@ from harness.stats.windows import IntArray, Windows
 TIMES_IN_SYSTEM = ("e2el_all", "e2el", "service", "request")
 """The metrics that tell a request's whole time in the system, widest first."""
 
+_KNOWN: WeakKeyDictionary[Series, Windows] = WeakKeyDictionary()
+
 
 def windows_of(recording: Recording, series: Series, stage: StageWindow) -> Windows:
     """Return a stage's series by recording interval, those without samples included.
 
     There are windows from the stage's start to its end, and to its last sample if that came later.
+    They are made once, so that what was computed of them is known to all that ask again.
     """
+    if series not in _KNOWN:
+        _KNOWN[series] = _in_windows(recording, series, stage)
+    return _KNOWN[series]
+
+
+def _in_windows(recording: Recording, series: Series, stage: StageWindow) -> Windows:
     interval_s = recording.interval_s
     first, _ = _span(series.index, stage, interval_s)
     at = series.index - first

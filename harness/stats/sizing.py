@@ -119,6 +119,7 @@ def mean_size(
     *,
     variation: float = 1.0,
     distance: float = DISTANCE,
+    upper: bool = True,
     rate_per_s: float | None = None,
     power: float = POWER,
     vif: float = 1.0,
@@ -126,9 +127,10 @@ def mean_size(
 ) -> Size:
     """Size a run so that a mean truly `distance` (a share of the limit) inside its limit passes.
 
-    `variation` is the standard deviation over the mean, 1 for an exponential latency.
+    `variation` is the standard deviation over the mean, 1 for an exponential latency, and for a
+    rate, whose samples are the requests of a Poisson process. `upper` says that it must lie below.
     """
-    relative = variation * (1 - distance) / distance
+    relative = variation * (1 - distance if upper else 1 + distance) / distance
     wanted = vif * (_z_sum(confidence, power) * relative) ** 2
     return _lasting(_RESERVE * wanted, _VARIANCE_RESERVE, rate_per_s, e)
 

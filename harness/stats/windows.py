@@ -63,6 +63,13 @@ class Windows:
         )
 
     @classmethod
+    def counted(cls, n: npt.ArrayLike, length_s: float) -> Self:
+        """Return windows of so many samples each, without their values."""
+        nothing = np.zeros(0, dtype=np.int64)
+        sizes = np.asarray(n).astype(np.int64)
+        return cls(length_s=length_s, n=sizes, window=nothing, value=nothing, count=nothing)
+
+    @classmethod
     def concatenated(cls, parts: Sequence[Windows]) -> Self:
         """Put windows of the same length one after another: several runs as one."""
         starts = np.cumsum([0] + [len(part.n) for part in parts])

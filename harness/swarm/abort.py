@@ -120,10 +120,14 @@ class Watch:
 def _known_early(plan: Plan, budget: Budget) -> bool:
     """Tell whether a budget can be known to fail before the end.
 
-    Of several repetitions only the largest sample can: how much they differ from each other, and
-    with that how sure a FAIL is, the last of them tells.
+    Of several repetitions only what a single sample breaks can, a maximum or a share of which
+    nothing is allowed. Else how much they differ from each other, and with that how sure a FAIL is,
+    the last of them tells: of three, two in which every request was slow and a good one decide
+    nothing.
     """
-    return budget.abort and (plan.repeat == 1 or budget.statistic == "max")
+    nothing = {"error_rate": 0.0, "goodput": 1.0}.get(budget.metric)
+    one_is_enough = budget.statistic == "max" or budget.limit == nothing
+    return budget.abort and (plan.repeat == 1 or one_is_enough)
 
 
 def _confidence(plan: Plan, budget: Budget, budgets: int) -> float:
@@ -224,7 +228,7 @@ class _Judged:
             return self._budget.upper and self._largest > self._budget.threshold
         if not self._over or self._over < self._look_at:
             return False
-        if self._budget.over_ns is not None:
+        if self._budget.over_ns is not None and self._allowed > 0:
             return self._doomed_span(self._budget.over_ns / 1e9)
         n_most = self._at_most(t_s)
         if not doomed(self._n, self._over, n_most, self._allowed, self._confidence):
@@ -238,6 +242,9 @@ class _Judged:
         said = Aborted(t_s=t_s, why="", budget=self._budget.text, stage=self._stage.window.group)
         if self._budget.statistic == "max":
             return replace(said, why=f"{stopped}: one sample was over the limit, none is allowed")
+        if self._allowed <= 0:
+            why = f"{stopped}: {format_count(self._over)} beyond the limit, none is allowed"
+            return replace(said, why=why, over=self._over, allowed=0)
         if self._budget.over_ns is not None:
             why = f"{stopped}: a window broke the limit beyond chance, and every one must hold"
             return replace(said, why=why)
@@ -253,11 +260,19 @@ class _Judged:
         )
 
     def _add_executions(self, report: Report) -> None:
-        for (stage, step), outcome in report.finished.items():
-            if stage == self._stage.window.name and self._concerns(step):
-                good = self._budget.metric == "goodput"
-                bad = outcome.total - outcome.good if good else sum(outcome.kinds.values())
-                self._count(report.index, outcome.total, bad)
+        """Count the executions of an interval, as `Requests.of` does."""
+        ended = [
+            outcome
+            for (stage, step), outcome in report.finished.items()
+            if stage == self._stage.window.name and self._concerns(step)
+        ]
+        if not ended:
+            return
+        failed = sum(sum(outcome.kinds.values()) for outcome in ended)
+        n = max(sum(outcome.total - outcome.replaced for outcome in ended), failed)
+        good = sum(outcome.good - outcome.replaced_good for outcome in ended)
+        good = min(max(good, 0), n - failed)
+        self._count(report.index, n, n - good if self._budget.metric == "goodput" else failed)
 
     def _add_samples(self, report: Report) -> None:
         for (stage, step, metric), measured in report.measured.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import ExitCode, HarnessError, TargetError, UserError
+from harness.masking import mask_query
 from harness.plan import Plan
 from harness.recorder import Report, merge_reports
 from harness.swarm import frames
@@ -62,11 +64,15 @@ class Ended:
     crashed: list[str] = field(default_factory=list)
     lost_reports: int = 0
     first_failure: str | None = None
+    first_exception: str | None = None
+    """The first exception of the scenario's own that ended a journey."""
     retries: int = 0
     clocks: set[str] = field(default_factory=set)
     stamped: int = 0
     """Reads of sockets with a stamp of the kernel's; `unstamped` those without."""
     unstamped: int = 0
+    unsaved: str = ""
+    """What could not be written to the run folder, and why."""
     stepped_s: list[float] = field(default_factory=list)
     """When the wall clock was found stepped, seconds since the run's start."""
 
@@ -82,6 +88,7 @@ class Ended:
         self.crashed += other.crashed
         self.lost_reports += other.lost_reports
         self.first_failure = self.first_failure or other.first_failure
+        self.first_exception = self.first_exception or other.first_exception
         self.retries += other.retries
         self.clocks |= other.clocks
         self.stamped += other.stamped
@@ -197,7 +204,7 @@ class Workers:
                 ended.stepped_s += (self._run_s(t_ns, begin) for t_ns in frame.stepped_ns)
             elif merger.expects(number):
                 code = self._children[number].wait()
-                ended.crashed.append(f"worker {number} ended with code {code}")
+                ended.crashed.append(f"worker {number} ended with code {_code(code)}")
                 ended.lost_reports += 1
                 merger.close(number)
             for merged in merger.ready():
@@ -251,6 +258,7 @@ class Workers:
         ended.interrupted |= done.interrupted
         ended.lost_reports += done.reports - merger.received(number)
         ended.first_failure = ended.first_failure or done.first_failure
+        ended.first_exception = ended.first_exception or done.first_exception
         ended.retries += done.retries
         ended.clocks.add(done.clock)
         ended.stamped += done.stamped
@@ -357,9 +365,16 @@ def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
     if (failure or "").startswith("exception"):
         raise UserError(f"the scenario's task {broken[0].task} failed in the preflight{said}")
     raise TargetError(
-        f"{url} did not pass the preflight: step {step} failed with {failure}{said}; "
-        f"{_ADVICE.get((failure or '').split()[0], 'check the target, its path and its model')}"
+        f"{mask_query(url)} did not pass the preflight: step {step} failed with {failure}{said}; "
+        f"{_advice(failure or '')}"
     )
+
+
+def _advice(failure: str) -> str:
+    kind, _, code = failure.partition(" ")
+    if kind == "status" and code.startswith("3"):
+        return "no redirect is followed: let the target's url, or its path, name the place itself"
+    return _ADVICE.get(kind, "check the target, its path and its model")
 
 
 _ADVICE = {
@@ -369,6 +384,11 @@ _ADVICE = {
     "status": "check path, model and headers (an API key?)",
     "reset": "the target closed the connection: check host, port and http or https",
 }
+
+
+def _code(code: int) -> str:
+    """`7`, or `-9 (SIGKILL)` of a process that a signal ended."""
+    return f"{code} ({signal.Signals(-code).name})" if code < 0 else str(code)
 
 
 def _quietly(action: Callable[[], object]) -> None:

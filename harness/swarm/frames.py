@@ -83,6 +83,7 @@ class Done:
     clock: str
     stamped: int = 0
     unstamped: int = 0
+    first_exception: str | None = None
     stepped_ns: tuple[int, ...] = ()
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -35,12 +38,17 @@ from harness.swarm.short import Shapes
 from harness.transport import RequestHead, Stamps, Transport
 
 if TYPE_CHECKING:
+    from harness.cost import PriceTable
     from harness.plan import Target
     from harness.recorder import Recorder
     from harness.swarm.dispatch import Arrival
 
 CONTROL_FLOW = (StopUser, InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately)
 """What Locust raises to steer a user; no failure."""
+
+_NOT_THE_SCENARIOS = (RequestFailed, httpx.HTTPError, gevent.Timeout, gevent.GreenletExit)
+"""What fails a journey and is no mistake in the code of its task."""
+_NOTHING = Decimal(0)
 
 
 class ArrivalSource(Protocol):
@@ -69,9 +77,13 @@ class Run:
     """The plan's seed and the worker's number: each arrival draws from a generator of its own."""
     rng: np.random.Generator
     """For what is drawn outside of tasks."""
+    prices: PriceTable | None = None
+    """None where nothing is reckoned: then no step has a cost."""
     dispatcher: ArrivalSource | None = None
     t0_ns: int = 0
     first_failure: str | None = None
+    first_exception: str | None = None
+    """The first exception of the scenario's own that ended a journey, and where it was raised."""
     retries: int = 0
     heads: dict[str, RequestHead] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=Shapes)
@@ -89,6 +101,7 @@ class Step:
 
     name: str
     start_ns: int
+    parent: Step | None = None
     end_ns: int | None = None
     limit_ns: int = 0
     """How long it lasted at least if its failure is a timeout."""
@@ -97,6 +110,8 @@ class Step:
     gaps: Sequence[int] = ()
     token_events: int = 0
     merged: int = 0
+    cost: Decimal | None = _NOTHING
+    """n$ so far, of its own call and of the steps inside it; None once one of them is unknown."""
     detail: dict[str, Any] = field(default_factory=dict)
 
     def fail(self, kind: str, detail: str = "") -> None:
@@ -138,7 +153,7 @@ class Journey:
         path = f"{parent.name}/{name}" if parent else name
         first = parent is None and not self.rooted
         self.rooted |= first
-        step = Step(path, self.planned_ns if first else time.monotonic_ns())
+        step = Step(path, self.planned_ns if first else time.monotonic_ns(), parent)
         self.running.append(step)
         return step
 
@@ -158,6 +173,8 @@ class Journey:
             step.end_ns = time.monotonic_ns()
         elapsed_ns = step.end_ns - step.start_ns
         run = self.run
+        if run.prices is not None:
+            self._charge(step)
         if step.failure is None:
             step.values.setdefault("e2el", elapsed_ns)
             step.values["e2el_all"] = step.values["e2el"]
@@ -179,6 +196,16 @@ class Journey:
         )
         if run.on_step:
             run.on_step(step, self)
+
+    def _charge(self, step: Step) -> None:
+        """Add up what a finished step cost; what still runs inside it leaves that unknown."""
+        if any(other.parent is step for other in self.running):
+            step.cost = None
+        if step.cost is not None:
+            step.values["cost"] = round(step.cost)
+        parent = step.parent
+        if parent is not None and parent.cost is not None:
+            parent.cost = None if step.cost is None else parent.cost + step.cost
 
     def call(self, step: str) -> int:
         """Return when the request that is about to be made was due, in ns."""
@@ -202,21 +229,39 @@ class Journey:
     def end_with(self, error: BaseException) -> None:
         """Record the exception that ended the task: as a failed step of its name if no step has it.
 
+        After a root step that succeeded the failure stands for that one, so that `run` counts the
+        journey as failed, and once.
         What runs on in other greenlets when the end of the run cuts the task off is cut off too.
         """
         if isinstance(error, gevent.GreenletExit):
             for step in [*self.running]:
                 self.fail(step, error)
                 self.finish(step)
+        causes = _causes(error)
+        if not any(isinstance(cause, _NOT_THE_SCENARIOS) for cause in causes):
+            self._count_exception(error)
         kinds = {step.failure for step in self.steps}
-        cause: BaseException | None = error
-        while cause is not None:
-            if cause is self.noted or failure_kind(cause) in kinds:
-                return
-            cause = cause.__cause__ or cause.__context__
+        if any(cause is self.noted or failure_kind(cause) in kinds for cause in causes):
+            return
+        roots = [step for step in self.steps if "/" not in step.name]
         this = self.begin(self.task, None)
         self.fail(this, error)
         self.finish(this)
+        if roots and roots[-1].failure is None:
+            success = roots[-1]
+            self.run.recorder.replace(self.stage, this.name, success.name, success.values)
+
+    def _count_exception(self, error: BaseException) -> None:
+        """Count the journey as ended by the scenario's own code."""
+        load = self.run.recorder.load(self.stage)
+        load.raised += 1
+        load.unsent += not self.calls
+        if self.run.first_exception is None:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            said = ": ".join(filter(None, (type(error).__name__, str(error))))
+            self.run.first_exception = (
+                f"{apis.excerpt(said)} ({Path(frame.filename).name}:{frame.lineno})"
+            )
 
     def close(self) -> bool:
         """Offer the journey to the recorder; returns whether every step succeeded."""
@@ -316,6 +361,16 @@ def _check_name(name: str) -> None:
             f"step {name!r}: a name must be of letters, digits, '_' and '-', and not {RUN!r}; "
             "steps inside each other make the '/'"
         )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an exception and what led to it, latest first; each once, if they lead in a circle."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        if any(cause is known for known in found):
+            break
+        found.append(cause)
+    return found
 
 
 def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each kind

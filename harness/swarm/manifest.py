@@ -116,6 +116,7 @@ def describe(
         "budgets": [
             {"text": b.text, "confidence": b.confidence, "abort": b.abort} for b in plan.budgets
         ],
+        "prices": plan.prices.written() if plan.prices else None,
         "multiple_testing": plan.multiple_testing,
         "abort_on": list(plan.abort_on),
         "repeat": plan.repeat,

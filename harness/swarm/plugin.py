@@ -154,17 +154,23 @@ class _Session:
         gevent.killall(self._greenlets)
         self._clock.tick()
         seconds = ((self._ended_ns or time.monotonic_ns()) - self._run.t0_ns) / 1e9
-        if not self._drives:
-            self._folder.update(stages=[{**self._folder.run["stages"][0], "end_s": seconds}])
+        played_s = max(seconds, self._interval_ns / 1e9)
+        begun = [stage for stage in self._folder.run["stages"] if stage["start_s"] < played_s]
+        self._folder.update(
+            stages=[{**stage, "end_s": min(stage["end_s"], played_s)} for stage in begun]
+        )
+        lost = self._folder.close()
         self._folder.update(
             status="interrupted" if interrupted else "complete",
+            lost_reports=lost,
             first_failure=masked(self._plan, self._run.first_failure or "") or None,
+            first_exception=masked(self._plan, self._run.first_exception or "") or None,
             retries=self._run.retries,
             **self._clock_facts(),
         )
-        self._folder.close()
         self._undo.close()
-        command = [sys.executable, "-m", "harness", "gate", str(self._folder.path)]
+        folder = str(self._folder.path)
+        command = [sys.executable, "-m", "harness", "gate", folder, "--out", folder]
         code = subprocess.run(command, check=False).returncode
         environment.process_exit_code = int(ExitCode.INTERRUPTED) if interrupted else code
 

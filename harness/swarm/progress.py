@@ -7,10 +7,11 @@ from collections import defaultdict, deque
 from typing import Any
 
 from harness.budget import RUN, Budget
+from harness.metrics import format_value
 from harness.plan import Plan
 from harness.recorder import Histogram, Load, Report, StageWindow
 from harness.stats import supported
-from harness.units import format_duration, format_share
+from harness.units import format_share
 
 _RATE_WINDOW_S = 5.0
 _OPS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -102,8 +103,7 @@ class Progress:
             value = _statistic(budget, histogram)
             if value is not None:
                 ok = (value <= budget.threshold) == budget.upper
-                time = budget.kind == "time"
-                now = format_duration(value, unit=budget.time_unit) if time else f"{value:,.0f}"
+                now = format_value(value, budget.kind, budget.time_unit)
         return {"text": budget.text, "now": now, "limit": budget.limit_text, "ok": ok, "n": n}
 
 

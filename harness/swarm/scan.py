@@ -28,13 +28,14 @@ class Requests(NamedTuple):
 def written_requests(scenario: Path) -> Requests | None:
     """Count the requests in the function whose source has the most; None when none has any.
 
-    Loops, branches and what a function calls are not followed.
+    Loops, branches and what a function calls are not followed. None also for what is not Python,
+    which the preflight refuses with its place.
     """
-    functions = (
-        node
-        for node in ast.walk(ast.parse(scenario.read_bytes()))
-        if isinstance(node, ast.FunctionDef)
-    )
+    try:
+        tree = ast.parse(scenario.read_bytes())
+    except (SyntaxError, ValueError):
+        return None
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     most = max(map(_requests_in, functions), default=Requests(0, 0))
     return most if most.total else None
 

@@ -39,6 +39,7 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
     """Return the state that the users of this process share."""
     return Run(
         target=plan.target,
+        prices=plan.prices,
         url=url,
         recorder=recorder,
         transport=open_transport(plan.target, url),

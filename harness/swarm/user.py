@@ -206,7 +206,7 @@ class ModelUser(User):
                 journey.sent(this.name, fetched.stamps, due_ns)
             this.detail["status"] = fetched.status
             reply = _read_reply(fetched, api, stream=api.wants_stream(body))
-            self._note(this, reply, fetched.stamps)
+            self._note(this, api, reply, fetched.stamps)
             if reply.failure is not None:
                 raise reply.failure
         return reply
@@ -228,7 +228,7 @@ class ModelUser(User):
             head = run.heads[api.name] = RequestHead.of(request)
         return head
 
-    def _note(self, this: Step, reply: apis.Reply, stamps: Stamps) -> None:
+    def _note(self, this: Step, api: apis.Api, reply: apis.Reply, stamps: Stamps) -> None:
         """Put a reply's times and tokens into its step."""
         detail = this.detail
         detail["streamed"] = bool(reply.token_events)
@@ -238,6 +238,8 @@ class ModelUser(User):
         detail["finish"] = reply.finish_reason
         if reply.server_timings:
             this.detail["server_timings"] = dict(reply.server_timings)
+        if self.run_state.prices is not None:
+            self._charge(this, api, reply)
         if reply.end_ns is None:
             return
         this.end_ns = reply.end_ns
@@ -259,6 +261,25 @@ class ModelUser(User):
             "output_tokens": reply.output_tokens,
         }
         this.values = {name: value for name, value in found.items() if value is not None}
+
+    def _charge(self, this: Step, api: apis.Api, reply: apis.Reply) -> None:
+        """Add to a step what its call cost; a failed one costs what its reply reported."""
+        prices = self.run_state.prices
+        assert prices is not None
+        input_tokens = reply.input_tokens
+        output_tokens = None if reply.tokens_counted else reply.output_tokens
+        if reply.failure is not None:
+            if input_tokens is output_tokens is None:
+                return
+            input_tokens, output_tokens = input_tokens or 0, output_tokens or 0
+        elif api.output is None and input_tokens is not None:
+            output_tokens = output_tokens or 0  # embeddings have none to report
+        cost = prices.of(this.name).cost(
+            input_tokens=input_tokens,
+            cached_tokens=reply.cached_tokens,
+            output_tokens=output_tokens,
+        )
+        this.cost = None if cost is None or this.cost is None else this.cost + cost
 
 
 class _InputData(dict[str, Any]):

@@ -26,6 +26,7 @@ from locust.util.load_locustfile import load_locustfile
 from harness import apis
 from harness.errors import HarnessError, RequestFailed, TargetError, UserError
 from harness.inputs import check_inputs
+from harness.masking import mask_query
 from harness.plan import secrets
 from harness.recorder import Limits, Recorder
 from harness.swarm import frames
@@ -83,7 +84,8 @@ class Worker:
             self._check_inputs()
             return tuple(probes)
         finally:
-            self._run.recorder, self._run.first_failure, self._run.retries = recorder, None, 0
+            self._run.recorder, self._run.retries = recorder, 0
+            self._run.first_failure = self._run.first_exception = None
 
     def _check_inputs(self) -> None:
         """Raise PlanError at the first input that a task may draw and cannot send."""
@@ -101,8 +103,9 @@ class Worker:
             user.on_stop()  # type: ignore[no-untyped-call]
         except (RequestFailed, httpx.HTTPError) as error:
             raise TargetError(
-                f"{self._job.url} did not pass the preflight: {type(error).__name__}: {error}, in "
-                f"on_start or on_stop of {cls.__name__}; check the target"
+                f"{mask_query(self._job.url)} did not pass the preflight: "
+                f"{type(error).__name__}: {error}, in on_start or on_stop of {cls.__name__}; "
+                "check the target"
             ) from error
         except Exception as error:
             raise UserError(
@@ -148,6 +151,7 @@ class Worker:
                 reports=clock.ticks,
                 interrupted=self.interrupted,
                 first_failure=self._run.first_failure,
+                first_exception=self._run.first_exception,
                 retries=self._run.retries,
                 clock=self.clock,
                 stamped=kernel.stamped if kernel else 0,

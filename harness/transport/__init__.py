@@ -10,117 +10,49 @@ sees it; the one that was idle for the shortest time is used first. One SSL cont
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import gevent
 import httpx
 
-from harness.http1 import Head, ProtocolViolation, ResponseReader
+from harness.http1 import ProtocolViolation, ResponseReader
 from harness.transport.clock import KERNEL, USER, KernelClock
 from harness.transport.connection import Connection
+from harness.transport.messages import (
+    STAMPS,
+    Decoded,
+    Fetched,
+    Origin,
+    RequestHead,
+    Stamps,
+    origin_of,
+    wire_bytes,
+)
 from harness.transport.poller import Poller
 from harness.transport.tls import client_context, refusal
 
-STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
+__all__ = [
+    "ANSWER",
+    "STAMPS",
+    "WHOLE",
+    "Fetched",
+    "RequestHead",
+    "Stamps",
+    "Transport",
+    "Within",
+    "wire_bytes",
+]
+
 ANSWER = "harness.answer"  # in a request's extensions: its reply, which is already here
 WHOLE = "harness.whole"  # in a request's extensions: wake the caller when the reply is complete
 
 _MAX_BODY_BYTES = 256 << 20
 _STALE_WITHIN_NS = 250_000_000  # a busy generator sees a close late; a target drops later
-_PORTS = {"http": 80, "https": 443}
-_LENGTH = re.compile(rb"\r\ncontent-length: ([^\r]*)", re.IGNORECASE)
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 _NO_LIMIT = nullcontext()
-
-Origin = tuple[str, str, int]
-
-
-@dataclass(slots=True)
-class Stamps:
-    """Network times of one request, ns of the monotonic clock.
-
-    `read_ns` belongs to the piece of the body that was given out last, and after the last piece to
-    the end of the reply. `connect_ns` is what DNS, TCP and TLS took, 0 on a kept connection; with a
-    retry also what was lost on the dead connection.
-    """
-
-    sent_ns: int
-    first_byte_ns: int
-    read_ns: int
-    connect_ns: int
-    retries: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """The head of requests that differ in their body alone, around the value of Content-Length.
-
-    `after_length` is None where there is no Content-Length, and so no body.
-    """
-
-    origin: Origin
-    method: str
-    url: httpx.URL
-    fields: tuple[tuple[bytes, bytes], ...]
-    """All but Content-Length."""
-    before_length: bytes
-    after_length: bytes | None
-
-    @classmethod
-    def of(cls, request: httpx.Request) -> RequestHead:
-        """Take the head over from a request that httpx has built.
-
-        Raises httpx.LocalProtocolError for one that cannot be sent.
-        """
-        method, url, raw = request.method, request.url, request.headers.raw
-        fields = tuple((n, v) for n, v in raw if n.lower() != b"content-length")
-        head = _head(request)
-        length = _LENGTH.search(head)
-        if length is None:
-            return cls(_origin(url), method, url, fields, head, None)
-        before, after = head[: length.start(1)], head[length.end(1) :]
-        return cls(_origin(url), method, url, fields, before, after)
-
-    def with_body(self, body: bytes) -> bytes:
-        """Return the whole request."""
-        if self.after_length is None:
-            return self.before_length
-        return b"%b%d%b%b" % (self.before_length, len(body), self.after_length, body)
-
-
-class Fetched(NamedTuple):
-    """A reply as it came: the body's pieces with their stamps, and what broke it off, if anything.
-
-    Names of headers are in lower case; `error` is an exception of httpx.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    pieces: list[tuple[bytes, int]]
-    stamps: Stamps
-    error: Exception | None
-    head: Head | None = None
-    """As it was sent; None where the reply came through httpx."""
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> Fetched:
-        """Read a response of httpx to its end, or to what breaks it off, and close it."""
-        stamps: Stamps = response.extensions[STAMPS]
-        pieces: list[tuple[bytes, int]] = []
-        error: Exception | None = None
-        try:  # `extend` keeps what came before an error
-            pieces.extend((piece, stamps.read_ns) for piece in response.iter_raw())
-        except httpx.HTTPError as found:
-            error = found
-        finally:
-            response.close()
-        return cls(response.status_code, response.headers, pieces, stamps, error)
 
 
 class Transport(httpx.BaseTransport):
@@ -163,7 +95,7 @@ class Transport(httpx.BaseTransport):
         answer: httpx.Response | None = request.extensions.pop(ANSWER, None)
         if answer is not None:
             return answer
-        origin = _origin(request.url)
+        origin = origin_of(request.url)
         timeouts = request.extensions.get("timeout", {})
         whole = bool(request.extensions.get(WHOLE))
         data = wire_bytes(request)
@@ -211,7 +143,7 @@ class Transport(httpx.BaseTransport):
                 error = broken
         stamps.read_ns = reader.end_t_ns or time.monotonic_ns()
         self.give_back(head.origin, connection)
-        headers = _Decoded(found.by_name)
+        headers = Decoded(found.by_name)
         return Fetched(found.status, headers, reader.take(), stamps, error, found)
 
     def close(self) -> None:
@@ -341,24 +273,6 @@ class _Body(httpx.SyncByteStream):
             self._transport.give_back(self._origin, connection)
 
 
-class _Decoded(Mapping[str, str]):
-    """Headers as text, each decoded when it is asked for."""
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
-        self._raw = raw
-
-    def __getitem__(self, name: str) -> str:
-        return self._raw[name.encode("latin-1")].decode("latin-1")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-
 class Within:
     """Raises httpx.ReadTimeout when what is inside takes over `limit_s`, None for no limit."""
 
@@ -396,38 +310,6 @@ def _wait_live(wait: Callable[[], None], timeout_s: float | None) -> None:
             wait()
         except (ProtocolViolation, OSError) as error:
             raise _as_httpx(error, httpx.ReadError) from error
-
-
-def _origin(url: httpx.URL) -> Origin:
-    scheme = url.scheme
-    if scheme not in _PORTS:
-        raise httpx.UnsupportedProtocol(f"{scheme or 'no'} protocol: http and https are supported")
-    return scheme, url.host, url.port or _PORTS[scheme]
-
-
-def _head(request: httpx.Request) -> bytes:
-    """Return the request up to its body, as it goes over the wire."""
-    fields = request.headers.raw
-    start = b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.url.raw_path)
-    head = b"".join([start, *(b"%b: %b\r\n" % field for field in fields), b"\r\n"])
-    if head.count(b"\n") != len(fields) + 2:
-        raise httpx.LocalProtocolError("a header holds a line break")
-    return head
-
-
-def wire_bytes(request: httpx.Request) -> bytes:
-    """Return the request as it goes over the wire."""
-    lines = [_head(request)]
-    chunked = "transfer-encoding" in request.headers
-    assert isinstance(request.stream, httpx.SyncByteStream)
-    for part in request.stream:
-        if chunked and part:
-            lines += (b"%x\r\n" % len(part), part, b"\r\n")
-        else:
-            lines.append(part)
-    if chunked:
-        lines.append(b"0\r\n\r\n")
-    return b"".join(lines)
 
 
 def _was_stale(connection: Connection) -> bool:

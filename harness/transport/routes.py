@@ -1,23 +1,20 @@
 """Which way a request goes: straight, or by httpx's own transport where a proxy or HTTP/2 is asked.
 
 httpx's transport reads its sockets itself, so there no kernel stamp is to be had: what it hands out
-is stamped in user space, each piece of a body as it is read, and `clock` says so. A proxy of the
-environment is found by httpx's rules, with one exception: loopback addresses are never sent to it.
+is stamped in user space, each piece of a body as it is read, and `clock` says so.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any
 from urllib.request import getproxies
 
 import httpx
 
-from harness.errors import UserError
 from harness.plan import Target
+from harness.proxies import SocksTrace, environment_proxy, without_secrets
 from harness.transport import STAMPS, Fetched, RequestHead, Stamps, Transport
 from harness.transport.tls import client_context, refusal
 
@@ -38,18 +35,6 @@ def open_transport(target: Target, url: str) -> Transport:
     if not (target.http2 or target.proxy or (target.trust_env and getproxies())):
         return Transport(verify=target.verify, cert=target.cert, key=target.key)
     return RoutedTransport(target, url)
-
-
-def environment_proxy(url: httpx.URL) -> str | None:
-    """Return the proxy that the environment names for a URL; None for straight on."""
-    known = getproxies()
-    proxy = known.get(url.scheme) or known.get("all")
-    exceptions = known.get("no", "").split(",")
-    if not proxy or _is_loopback(url.host):
-        return None
-    if any(_excepts(entry.strip(), url) for entry in exceptions):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 class RoutedTransport(Transport):
@@ -112,12 +97,6 @@ class RoutedTransport(Transport):
         proxy = target.proxy
         if proxy is None and target.trust_env:
             proxy = environment_proxy(url)
-            if proxy is not None and (problem := _problem(proxy)):
-                raise UserError(
-                    f"the environment's proxy for {url.host} {problem}; allowed is a URL like "
-                    "http://proxy:3128: set another, name the host in NO_PROXY, or write "
-                    "trust_env: false in the plan's target"
-                )
         return proxy, target.http2 and url.scheme == "https"
 
 
@@ -125,7 +104,7 @@ class _Handed(httpx.BaseTransport):
     """httpx's own transport, its requests stamped and their number unlimited as with ours."""
 
     def __init__(self, target: Target, proxy: str | None, http2: bool) -> None:
-        self._proxy = None if proxy is None else httpx.URL(proxy)
+        self._proxy = None if proxy is None else without_secrets(proxy)
         self._http2 = http2
         self._spoken: set[str] = set()
         self._inner = httpx.HTTPTransport(
@@ -133,7 +112,7 @@ class _Handed(httpx.BaseTransport):
             http2=http2,
             limits=_UNLIMITED,
             trust_env=False,
-            proxy=None if self._proxy is None else _proxy(self._proxy, target),
+            proxy=None if proxy is None else _proxy(httpx.URL(proxy), target),
         )
 
     @property
@@ -142,7 +121,7 @@ class _Handed(httpx.BaseTransport):
         version = "HTTP/2" if self._http2 else ""
         if self._http2 and self._spoken and "HTTP/2" not in self._spoken:
             version = f"HTTP/2 offered, {' and '.join(sorted(self._spoken))} spoken,"
-        through = "" if self._proxy is None else f"through the proxy {_name(self._proxy)}"
+        through = "" if self._proxy is None else f"through the proxy {self._proxy}"
         return f"{version} {through}".strip(" ,")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -171,11 +150,11 @@ class _Handed(httpx.BaseTransport):
         if refused is not None:
             return httpx.ConnectError(refused)
         if self._proxy is not None and isinstance(error, _CONNECTING):
-            return type(error)(f"through the proxy {_name(self._proxy)}: {error}")
+            return type(error)(f"through the proxy {self._proxy}: {error}")
         return None
 
 
-class _Trace:
+class _Trace(SocksTrace):
     """Notes when httpx's transport did what, and tells who else listens.
 
     Of what is done twice the last counts: a tunnel is asked for before the request itself is sent.
@@ -199,6 +178,7 @@ class _Trace:
             self._first_byte_ns = now_ns
         if self._then is not None:
             self._then(event, info)
+        super().__call__(event, info)
 
     def stamps(self) -> Stamps:
         """Return the times of the exchange so far."""
@@ -226,51 +206,3 @@ class _StampedBody(httpx.SyncByteStream):
 def _proxy(url: httpx.URL, target: Target) -> httpx.Proxy:
     tls = url.scheme == "https"
     return httpx.Proxy(url, ssl_context=client_context(target.verify) if tls else None)
-
-
-def _problem(proxy: str) -> str | None:
-    """Say what is wrong with a proxy's URL, without what may be secret in it."""
-    try:
-        url = httpx.URL(proxy)
-    except httpx.InvalidURL:
-        return "has a URL that cannot be read"
-    if url.scheme not in ("http", "https"):
-        return f'has the scheme "{url.scheme}"'
-    return None if url.host else "has a URL without a host"
-
-
-def _name(url: httpx.URL) -> str:
-    """The URL without what is secret in it."""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False
-
-
-def _excepts(entry: str, url: httpx.URL) -> bool:
-    """Tell whether an entry of NO_PROXY names a URL.
-
-    `example.com` names its subdomains too, `.example.com` only those; a port, and with `://` the
-    scheme and the very host, must be the URL's own, where a default port is none.
-    """
-    if entry in ("", "*"):
-        return entry == "*"
-    if "://" in entry:
-        try:
-            named = httpx.URL(entry)
-        except httpx.InvalidURL:
-            return False
-        same = named.scheme in ("all", url.scheme) and named.host == url.host
-        return same and named.port in (None, url.port)
-    host, colon, port = entry.rpartition(":")
-    if not colon or ":" in host:  # no port, or an IPv6 address
-        host, port = entry.strip("[]"), ""
-    if port and port != str(url.port):
-        return False
-    host = host.lower()
-    return url.host.endswith(host if host.startswith(".") else f".{host}") or url.host == host

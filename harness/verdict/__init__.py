@@ -10,8 +10,17 @@ from harness.verdict.outcome import (
     BudgetVerdict,
     Outcome,
     Verdict,
+    format_bound,
     format_limit,
     format_value,
 )
 
-__all__ = ["BudgetVerdict", "Outcome", "Verdict", "format_limit", "format_value", "judge"]
+__all__ = [
+    "BudgetVerdict",
+    "Outcome",
+    "Verdict",
+    "format_bound",
+    "format_limit",
+    "format_value",
+    "judge",
+]

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.recorder import Recording, StageWindow
 from harness.stats.paired import excesses, paired_mean_change, variance_left
 from harness.stats.regression import FEWEST_BLOCKS, Change, paired_quantile_change
 from harness.stats.windows import FloatArray, IntArray, Windows
-
-if TYPE_CHECKING:
-    from harness.recorder import Recording, StageWindow
-    from harness.verdict.regression import Side, Sums
+from harness.verdict.samples import Repetitions, Sums
 
 _SLACK_S = 1e-6
 
@@ -30,7 +27,11 @@ def interleaved(base: Recording, candidate: Recording) -> bool:
 
 
 def paired_change(
-    sides: tuple[Side, Side], step: str, metric: str, quantile: float | None, confidence: float
+    sides: tuple[Repetitions, Repetitions],
+    step: str,
+    metric: str,
+    quantile: float | None,
+    confidence: float,
 ) -> Change | None:
     """Change of a quantile, a mean or a rate; None where pairs of blocks do not give its interval.
 
@@ -58,7 +59,7 @@ def paired_change(
 
 
 def _mean_change(
-    sides: tuple[Side, Side], step: str, metric: str, confidence: float, pairs: int
+    sides: tuple[Repetitions, Repetitions], step: str, metric: str, confidence: float, pairs: int
 ) -> Change | None:
     runs: list[Sequence[Sums]] = [
         side.done(step) if metric == "rate" else side.sums(step, metric) for side in sides
@@ -76,14 +77,14 @@ def _mean_change(
     return replace(change, pairs=pairs, variance_left=left)
 
 
-def _whole_blocks(side: Side) -> list[float]:
+def _whole_blocks(side: Repetitions) -> list[float]:
     """Return the edges, seconds, of the blocks that were played to their end."""
     (stage,) = side.stages
     edges = side.recording.run["interleaved"]["edges_s"].get(stage.name, [])
     return [edge for edge in edges if edge <= stage.end_s + _SLACK_S] or [stage.start_s]
 
 
-def _block_of(side: Side, windows: int) -> IntArray:
+def _block_of(side: Repetitions, windows: int) -> IntArray:
     """Return to which block each of a stage's windows belongs."""
     (stage,) = side.stages
     edges = side.recording.run["interleaved"]["edges_s"][stage.name]

@@ -1,21 +1,23 @@
-"""A run becomes one verdict: each budget where it applies, what voids a PASS, the headline."""
+"""A run becomes one verdict: each budget where it applies, and what takes its PASS back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from harness import stats
 from harness.budget import RUN, Budget
-from harness.health import Check, Health, assess
-from harness.recorder import Recording, StageWindow
-from harness.steadiness import find_drifts
-from harness.units import format_count, format_ratio_of_limit
+from harness.health import Check, assess
+from harness.recorder import Recording
+from harness.units import format_count
 from harness.verdict.caveats import with_caveats
+from harness.verdict.headline import headline, outcome_of_run
+from harness.verdict.likeness import unfit_because
 from harness.verdict.measure import measure
 from harness.verdict.outcome import WORST_FIRST, BudgetVerdict, Outcome, Verdict
 from harness.verdict.regression import Pair, judge_regression
-from harness.verdict.samples import Sampler
+from harness.verdict.samples import Repetitions, share_of
 
 
 def judge(
@@ -36,8 +38,8 @@ def judge(
     if holm:
         judged = court.held_together(judged)
     judged.sort(key=lambda b: (WORST_FIRST.index(b.outcome), -(b.used or 0.0)))
-    outcome = _overall(recording, court.recorded, judged, court.health)
-    sentence, detail = _headline(outcome, judged, recording)
+    outcome = outcome_of_run(recording, judged, court.health)
+    sentence, detail = headline(outcome, judged, recording, declared=len(budgets))
     return Verdict(
         outcome=outcome,
         budgets=tuple(judged),
@@ -54,22 +56,18 @@ class _Court:
         self, recording: Recording, budgets: Sequence[Budget], baseline: Recording | Pair | None
     ) -> None:
         self.health = assess(recording, budgets)
-        self.recorded = [stage for stage in recording.stages if stage.record]
-        self._recording = recording
         self._budgets = budgets
-        self._sampler = Sampler(recording)
-        self._drifts = find_drifts(recording)
+        recorded = dict.fromkeys(stage.group for stage in recording.stages if stage.record)
+        self._stages = {group: Repetitions(recording, group) for group in recorded}
         self._pair = Pair(baseline, recording) if isinstance(baseline, Recording) else baseline
 
     def verdicts(self) -> Iterator[BudgetVerdict]:
-        groups = list(dict.fromkeys(stage.group for stage in self.recorded))
         for budget in self._budgets:
-            if budget.stage is not None and budget.stage not in groups:
-                yield _not_recorded(budget, groups)
-                continue
-            for group in groups:
+            if budget.stage is not None and budget.stage not in self._stages:
+                yield _not_recorded(budget, self._stages)
+            for group, stage in self._stages.items():
                 if budget.stage in (None, group):
-                    yield self._judge_in(budget, self._recording.repetitions(group))
+                    yield self._judge_in(budget, stage)
 
     def held_together(self, judged: Sequence[BudgetVerdict]) -> list[BudgetVerdict]:
         """Let only those FAILs stand that do when all budgets share one error rate.
@@ -97,56 +95,66 @@ class _Court:
 
     def _fails_at(self, verdict: BudgetVerdict, confidence: float) -> bool:
         stricter = replace(verdict.budget, confidence=confidence)
-        stages = self._recording.repetitions(verdict.stage)
-        return self._judge_in(stricter, stages).outcome is Outcome.FAIL
+        return self._judge_in(stricter, self._stages[verdict.stage]).outcome is Outcome.FAIL
 
-    def _judge_in(self, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-        """Judge a budget in one stage, or in all repetitions of it."""
+    def _judge_in(self, budget: Budget, stage: Repetitions) -> BudgetVerdict:
+        """Judge a budget in one stage, all repetitions of it."""
         if budget.regression:
-            verdict = judge_regression(self._pair, budget, stages[0].group)
+            verdict = judge_regression(self._pair, budget, stage.group)
         else:
-            verdict = measure(self._sampler, budget, stages)
+            verdict = measure(stage, budget)
         if verdict.outcome is Outcome.NO_DATA:
             return verdict
         if verdict.outcome is Outcome.PASS:
-            verdict = self._with_failures(verdict, stages)
-        verdict = with_caveats(verdict, self._recording, self._drifts, stages[0].group)
-        broken = {check: None for stage in stages for check in self.health.broken(stage.name)}
-        if verdict.outcome is Outcome.FAIL:
-            broken = {check: None for check in broken if not check.target_caused}
-        if broken:
-            return replace(verdict, outcome=Outcome.INVALID, reason=_why_invalid(list(broken)))
+            verdict = _with_unknown_costs(self._with_failures(verdict, stage), stage)
+        verdict = with_caveats(verdict, stage)
+        for check in (check for one in stage.stages for check in self.health.broken(one.name)):
+            if verdict.outcome is not Outcome.FAIL or not check.fail_stands:
+                return replace(verdict, outcome=Outcome.INVALID, reason=_why_invalid(check))
         return verdict
 
-    def _with_failures(
-        self, verdict: BudgetVerdict, stages: Sequence[StageWindow]
-    ) -> BudgetVerdict:
+    def _with_failures(self, verdict: BudgetVerdict, stage: Repetitions) -> BudgetVerdict:
         """Take back a PASS that only holds because failed requests have no latency.
 
         Failures are the business of `error_rate`, `goodput` and `e2el_all` budgets. Where none
-        covers the step, a quantile must also hold with every failure counted as over the limit, a
-        regression needs a baseline that failed as often, and a mean or maximum says nothing.
+        covers the step, a quantile must also hold with every failure counted as over the limit, and
+        with the dependence of failures; a regression needs a baseline that failed as often, and a
+        mean, a maximum or a quantile in each window says nothing.
         """
         budget = verdict.budget
         if budget.statistic == "" or not budget.upper or budget.metric == "e2el_all":
             return verdict
-        outcomes = self._sampler.outcomes(budget, stages)
-        failed = 0 if outcomes is None else int(outcomes.failed.sum())
-        if outcomes is None or not failed or self._failures_are_judged(budget, stages[0].group):
+        requests = [requests for _, requests in stage.requests(budget.step)]
+        n_requests, failed = sum(one.n for one in requests), sum(one.n_failed for one in requests)
+        if not failed or self._failures_are_judged(budget, stage.group):
             return verdict
         if budget.regression and self._pair:
-            if not self._pair.fails_more(stages[0].group, budget):
+            if not self._pair.fails_more(stage.group, budget):
                 return verdict
-        elif budget.quantile is not None:
-            n, k = verdict.n + failed, (verdict.over or 0) + failed
-            bounds = stats.share_bounds(n, k, budget.confidence, vif=verdict.vif)
-            if bounds[1] <= 1 - budget.quantile:
-                return verdict
+        elif self._holds_with_failures(verdict, stage, failed / (n_requests - failed)):
+            return verdict
         reason = (
-            f"{format_count(failed)} of {format_count(int(outcomes.total.sum()))} requests failed "
+            f"{format_count(failed)} of {format_count(n_requests)} requests failed "
             f"and no error_rate budget says how many may: add one for {budget.step}"
         )
         return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)
+
+    def _holds_with_failures(
+        self, verdict: BudgetVerdict, stage: Repetitions, failed_to_good: float
+    ) -> bool:
+        """Whether a quantile holds were the samples of failures, as many as of successes, over."""
+        budget = verdict.budget
+        if budget.quantile is None or budget.over_ns is not None:
+            return False
+        allowed, lost = 1 - budget.quantile, math.ceil(verdict.n * failed_to_good - 1e-9)
+        failures = share_of(stage.bad(budget.step, "error_rate"), allowed, budget.confidence)
+        bounds = stats.share_bounds(
+            verdict.n + lost,
+            (verdict.over or 0) + lost,
+            budget.confidence,
+            vif=max(verdict.vif, failures.vif_pass),
+        )
+        return bounds[1] <= allowed
 
     def _failures_are_judged(self, budget: Budget, group: str) -> bool:
         return any(
@@ -158,7 +166,23 @@ class _Court:
         )
 
 
-def _not_recorded(budget: Budget, groups: Sequence[str]) -> BudgetVerdict:
+def _with_unknown_costs(verdict: BudgetVerdict, stage: Repetitions) -> BudgetVerdict:
+    """Take back a PASS of a cost that is known of some executions only."""
+    budget = verdict.budget
+    if budget.metric != "cost" or verdict.outcome is not Outcome.PASS:
+        return verdict
+    known = stage.count(budget.step, "cost")
+    done = sum(one.n - one.n_failed for _, one in stage.requests(budget.step))
+    if known >= done:
+        return verdict
+    reason = (
+        f"the cost of {format_count(known)} of {format_count(done)} executions is known; let the "
+        "target report the usage of all"
+    )
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)
+
+
+def _not_recorded(budget: Budget, groups: Iterable[str]) -> BudgetVerdict:
     """Judge a budget of a stage that was not recorded, or does not exist: never a pass."""
     return BudgetVerdict(
         budget=budget,
@@ -169,68 +193,5 @@ def _not_recorded(budget: Budget, groups: Sequence[str]) -> BudgetVerdict:
     )
 
 
-def _why_invalid(broken: Sequence[Check]) -> str:
-    first = broken[0]
-    return (
-        f"the measurement was not fit ({first.name[0].lower()}{first.name[1:]} {first.measured}, "
-        f"must be {first.must}): {first.remedy}"
-    )
-
-
-def _overall(
-    recording: Recording,
-    recorded: Sequence[StageWindow],
-    judged: Sequence[BudgetVerdict],
-    health: Health,
-) -> Outcome:
-    finished = sum(
-        requests.n - requests.n_failed
-        for requests in (recording.requests(stage.name, RUN) for stage in recorded)
-    )
-    if any(b.outcome is Outcome.FAIL for b in judged):
-        return Outcome.FAIL
-    if not finished:
-        return Outcome.NO_DATA
-    if not judged:
-        return Outcome.PASS if health.valid else Outcome.INVALID
-    return judged[0].outcome if judged[0].outcome is not Outcome.NO_DATA else Outcome.INVALID
-
-
-def _headline(
-    outcome: Outcome, judged: Sequence[BudgetVerdict], recording: Recording
-) -> tuple[str, str]:
-    """One sentence for the top of every report, and what more there is to say."""
-    if outcome is Outcome.NO_DATA:
-        return _headline_no_data(judged, recording)
-    if not judged:
-        return "No budgets were declared; this run was only measured.", ""
-    worst = judged[0]
-    group = [b for b in judged if b.outcome is worst.outcome]
-    rest = " ".join(b.sentence for b in group[1:3])
-    total = len(judged)
-    if outcome is Outcome.PASS:
-        noun = "budget passes" if total == 1 else "budgets pass"
-        used = format_ratio_of_limit(worst.used or 0.0)
-        head = "The only" if total == 1 else f"All {format_count(total)}"
-        return f"{head} {noun}. The closest uses {used} of its limit.", worst.sentence
-    if outcome is Outcome.FAIL:
-        return worst.sentence, f"Also over: {rest}" if rest else ""
-    if outcome is Outcome.INCONCLUSIVE:
-        noun = "budget" if total == 1 else "budgets"
-        return f"{len(group)} of {total} {noun} cannot be decided yet.", worst.sentence
-    unfit = sum(b.outcome in (Outcome.INVALID, Outcome.NO_DATA) for b in judged)
-    noun = "budget was" if unfit == 1 else "budgets were"
-    return f"{unfit} {noun} not measured.", worst.sentence
-
-
-def _headline_no_data(judged: Sequence[BudgetVerdict], recording: Recording) -> tuple[str, str]:
-    planned = sum(recording.load_totals(stage.name).planned for stage in recording.stages)
-    first = recording.run.get("first_failure")
-    declared = "1 budget is" if len(judged) == 1 else f"{format_count(len(judged))} budgets are"
-    detail = (
-        f"{declared} declared, none was judged. "
-        f"0 of {format_count(planned)} planned requests got an answer."
-    )
-    if first:
-        detail += f" First error: {first}."
-    return "No request finished, so no budget could be judged.", detail
+def _why_invalid(broken: Check) -> str:
+    return f"the measurement was not fit ({unfit_because(broken)}): {broken.remedy}"

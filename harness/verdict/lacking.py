@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from harness import stats
 from harness.budget import RUN, Budget
-from harness.recorder import Recording, StageWindow
-from harness.stats import MeanEvidence, QuantileEvidence, ShareEvidence, Undecided
+from harness.recorder import Recording
+from harness.stats import MeanEvidence, Undecided
+from harness.stats.evidence import Evidence
 from harness.units import format_count
+from harness.verdict.samples import Repetitions
 
 _LEAST_STAYS = 20  # of the p99 of a request's time in the system, in a stage
 _NOTABLE_VIF = 1.5
 
 
-def why_undecided(
-    found: QuantileEvidence,
-    budget: Budget,
-    stages: Sequence[StageWindow],
-    in_system_s: float | None,
-) -> str:
-    """Say what a quantile budget lacks that is neither met nor broken beyond doubt."""
-    seconds = sum(stage.end_s - stage.start_s for stage in stages)
-    if found.undecided is Undecided.SHORT:
-        wanted = _LEAST_STAYS * (in_system_s or 0.0)
-        if wanted > seconds:
-            return (
-                f"a run shows dependence only beyond {_LEAST_STAYS} times the p99 of a request's "
-                f"time in the system: it needs {_seconds(wanted)}, has "
-                f"{_seconds(seconds)}"
-            )
-        return why_unresolved(found, stages)
-    if found.undecided is Undecided.DEPENDENCE:
-        return why_unresolved(found, stages)
-    over = found.k / found.n > found.allowed
-    vif = found.vif_fail if over else found.vif_pass
-    return _needs_samples(found.n, found.k, found.allowed, budget.confidence, vif, seconds)
+def why_undecided(found: Evidence, seconds: float, in_system_s: float | None = None) -> str:
+    """Say what a quantile or share lacks that is neither kept nor broken beyond doubt.
 
-
-def why_undecided_share(found: ShareEvidence, budget: Budget, stages: Sequence[StageWindow]) -> str:
-    """Say what an error_rate or goodput lacks that is neither met nor broken beyond doubt."""
+    `seconds` is how long all of its stages lasted, `in_system_s` the p99 of a request's time there.
+    """
+    wanted = _LEAST_STAYS * (in_system_s or 0.0)
+    if found.undecided is Undecided.SHORT and wanted > seconds:
+        return (
+            f"a run shows dependence only beyond {_LEAST_STAYS} times the p99 of a request's "
+            f"time in the system: it needs {_seconds(wanted)}, has {_seconds(seconds)}"
+        )
     if found.undecided in (Undecided.SHORT, Undecided.DEPENDENCE):
-        return why_unresolved(found, stages)
-    vif = found.vif_fail if found.k / found.n > found.allowed else found.vif_pass
-    seconds = sum(stage.end_s - stage.start_s for stage in stages)
-    return _needs_samples(found.n, found.k, found.allowed, budget.confidence, vif, seconds)
+        return why_unresolved(found, seconds)
+    return _needs_samples(found, seconds)
 
 
-def why_unresolved(
-    found: QuantileEvidence | ShareEvidence | MeanEvidence, stages: Sequence[StageWindow]
-) -> str:
-    """Say how much longer a stage must be before its dependence shows."""
-    seconds = sum(stage.end_s - stage.start_s for stage in stages)
+def why_unresolved(found: Evidence | MeanEvidence, seconds: float) -> str:
+    """Say how much longer stages of so many seconds must be before their dependence shows."""
     if found.windows < stats.MIN_WINDOWS:
         wanted = seconds * stats.MIN_WINDOWS / found.windows
         return (
@@ -61,40 +42,52 @@ def why_unresolved(
         )
     wanted = seconds * stats.MIN_EFFECTIVE_WINDOWS / found.effective_windows
     return (
-        f"it comes in spells: the stage holds about {found.effective_windows:.0f} independent "
-        f"windows and needs {stats.MIN_EFFECTIVE_WINDOWS}, about {_seconds(wanted)} of load"
+        f"it comes in spells: of about {found.effective_windows:.0f} independent windows only what "
+        f"is far from its limit is decided, {stats.MIN_EFFECTIVE_WINDOWS} take about "
+        f"{_seconds(wanted)} of load"
     )
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:.3g} s"
-
-
-def _needs_samples(
-    n: int, k: int, allowed: float, confidence: float, vif: float, seconds: float
-) -> str:
+def _needs_samples(found: Evidence, seconds: float) -> str:
     """Say how many more samples would decide a share, if it stayed where it is."""
-    needed = stats.samples_to_decide(n, k, 1 - allowed, confidence, vif=vif)
+    n, k, allowed = found.n, found.k, found.allowed
+    vif = found.vif_fail if k / n > allowed else found.vif_pass
+    if not found.resolved:  # even were they independent
+        vif = 1.0
+    needed = stats.samples_to_decide(n, k, 1 - allowed, found.confidence, vif=vif)
     has = f"has {format_count(n)}"
     if vif > _NOTABLE_VIF:
         has += f" (effective {format_count(round(n / vif))})"
     if needed is None:
         return f"it lies too close to its limit to be decided by more samples, {has}"
     more = max(needed - n, 1)
-    minutes = more / n * seconds / 60
-    return f"needs about {format_count(more)} more samples ({minutes:,.1f} min at this rate), {has}"
+    lasts = _seconds(more / n * seconds)
+    return f"needs about {format_count(more)} more samples ({lasts} at this rate), {has}"
 
 
-def why_no_data(recording: Recording, budget: Budget, stages: Sequence[StageWindow]) -> str:
+def _seconds(seconds: float) -> str:
+    return f"{seconds / 60:,.1f} min" if seconds >= 120 else f"{seconds:.3g} s"
+
+
+def why_no_data(stage: Repetitions, budget: Budget) -> str:
     """Say why there is nothing to judge a budget on."""
-    known = recording.steps(stages[0].name)
+    recording = stage.recording
+    known = recording.steps(stage.stages[0].name)
     if not known:
         return "no request finished"
     if budget.step != RUN and budget.step not in known:
         return f"no step {budget.step} ran; the steps were {', '.join(known[:8])}"
-    every = [recording.requests(stage.name, budget.step) for stage in stages]
+    every = [requests for _, requests in stage.requests(budget.step)]
     n = sum(requests.n for requests in every)
     if n and n == sum(requests.n_failed for requests in every):
         kinds = sum((Counter(requests.kinds) for requests in every), Counter[str]())
         return f"all {format_count(n)} requests failed ({kinds.most_common(1)[0][0]})"
+    if budget.metric == "cost":
+        return f"{budget.step} gave no cost: {_why_no_cost(recording)}"
     return f"{budget.step} gave no {budget.metric}"
+
+
+def _why_no_cost(recording: Recording) -> str:
+    if recording.run.get("prices") is None:
+        return "the run was recorded by a plan without prices"
+    return "no execution had all its tokens reported; let the target report its usage"

@@ -1,7 +1,8 @@
 """May two runs be compared? What differs between them, and which of it was meant to.
 
 Comparing is for what the target, the model or their parameters change. Whatever else shapes a
-latency (load, inputs, scenario, machine, clock, this program's version) must be the same.
+latency (load, inputs, scenario, machine, clock) must be the same. That the client was another
+version is said, since its own share of a latency may have changed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from typing import Any
 
 import yaml
 
-from harness.health import Health
+from harness.health import Check, Health
 from harness.recorder import Recording, StageWindow
 from harness.units import format_count, format_duration
 
 _GIB = 1 << 30
+_CLIENT = ("python", "locust", "gevent", "httpx")  # what sends and stamps
+_OTHER_CLIENT = (
+    "it may send, stamp and count tokens otherwise: to trust a small change, measure the baseline "
+    "again with this one"
+)
 
 
 class Weight(Enum):
@@ -47,22 +53,25 @@ class Unlike:
 
 def unlike(base: Recording, candidate: Recording) -> tuple[Unlike, ...]:
     """Return all in which two runs differ, what forbids a comparison first."""
-    found = [*_of_runs(base, candidate), *_of_plans(base, candidate), *_of_stages(base, candidate)]
+    parts = _of_runs, _of_clients, _of_plans, _of_stages
+    found = [one for part in parts for one in part(base, candidate)]
     return tuple(sorted(found, key=lambda one: -list(Weight).index(one.weight)))
 
 
 def unfit(health: Health, stages: Iterable[StageWindow]) -> str:
     """Say why a run's measurement of these stages is not fit to compare; empty when it is."""
     broken = next((check for stage in stages for check in health.broken(stage.name)), None)
-    if broken is None:
-        return ""
-    name = broken.name[0].lower() + broken.name[1:]
-    return f"{name} {broken.measured}, must be {broken.must}"
+    return unfit_because(broken) if broken else ""
+
+
+def unfit_because(broken: Check) -> str:
+    """Say what a check found and what it should have, within a sentence."""
+    return f"{broken.name[0].lower()}{broken.name[1:]} {broken.measured}, must be {broken.must}"
 
 
 def _of_runs(base: Recording, candidate: Recording) -> Iterator[Unlike]:
     meant, noted, forbids = Weight.MEANT, Weight.NOTED, Weight.FORBIDS
-    repeat = "measure the baseline again, on this machine and with this version"
+    repeat = "measure the baseline again, on this machine"
     rows: list[tuple[str, tuple[str, ...], Weight, str]] = [
         ("target", ("target", "url"), meant, ""),
         ("model", ("target", "model"), meant, ""),
@@ -71,8 +80,8 @@ def _of_runs(base: Recording, candidate: Recording) -> Iterator[Unlike]:
         ("scenario (SHA-256)", ("scenario", "sha256"), forbids, "play the same one against both"),
         ("inputs (SHA-256)", ("inputs", "sha256"), forbids, "send the same to both"),
         ("timeout", ("timeout_s",), forbids, "use the same"),
-        ("harness version", ("harness",), forbids, repeat),
         ("clock", ("clock",), forbids, repeat),
+        ("prices", ("prices",), meant, ""),
         ("seed", ("seed",), noted, ""),
         ("workers", ("workers",), noted, ""),
     ]
@@ -90,6 +99,25 @@ def _of_runs(base: Recording, candidate: Recording) -> Iterator[Unlike]:
             candidate=machines[1],
             weight=forbids,
             remedy=repeat,
+        )
+
+
+def _of_clients(base: Recording, candidate: Recording) -> Iterator[Unlike]:
+    """Name what the two clients were made of, where they were not made of the same.
+
+    Both runs are of one schema, so that every figure means the same; whether their clients send,
+    stamp and count alike is not known.
+    """
+    ones, others = (
+        {"harness": _at(run.run, ("harness",))}
+        | {name: _at(run.run, ("versions", name)) for name in _CLIENT}
+        for run in (base, candidate)
+    )
+    apart = [name for name in ones if ones[name] != others[name]]
+    if apart:
+        one, other = (", ".join(f"{n} {_said(of[n])}" for n in apart) for of in (ones, others))
+        yield Unlike(
+            what="client", base=one, candidate=other, weight=Weight.NOTED, remedy=_OTHER_CLIENT
         )
 
 

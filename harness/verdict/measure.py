@@ -1,69 +1,70 @@
-"""One budget against its samples, as if the measurement were fit."""
+"""One budget against its samples, as if the measurement were fit and every request had succeeded.
+
+What an aggregate cannot show, the largest sample or the rate of a short run, is a fact about the
+run alone: it is held against the limit without bounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from harness import stats
 from harness.budget import Budget
-from harness.recorder import StageWindow
 from harness.stats import MeanEvidence, QuantileEvidence
 from harness.stats.windows import IntArray
-from harness.verdict.lacking import why_no_data, why_undecided, why_undecided_share, why_unresolved
-from harness.verdict.outcome import BudgetVerdict, Outcome, outcome_of, used_share
-from harness.verdict.samples import Sampler, Samples, observed_quantile
+from harness.verdict.lacking import why_no_data, why_undecided, why_unresolved
+from harness.verdict.outcome import BudgetVerdict, Outcome, by_evidence, outcome_of, used_share
+from harness.verdict.samples import Repetitions, Samples, joined, mean_of, share_of
 from harness.verdict.spans import judge_share_spans, judge_spans
 
 
-def measure(sampler: Sampler, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-    """Judge a stage, or all repetitions of it together, as if every request had succeeded."""
+def measure(stage: Repetitions, budget: Budget) -> BudgetVerdict:
+    """Judge a budget in a stage, all repetitions of it together."""
     if budget.metric in ("error_rate", "goodput"):
-        return _judge_share(sampler, budget, stages)
+        some = stage.requests(budget.step)
+        fact = _allowed_share(budget) <= 0  # it needs no spans
+        by_share = _judge_share if fact or budget.over_ns is None else judge_share_spans
+        return by_share(stage, budget) if some else _no_data(stage, budget)
     if budget.metric == "rate":
-        return _judge_rate(sampler, budget, stages)
-    samples = sampler.of(budget, stages)
+        some = stage.requests(budget.step)
+        return _judge_rate(stage, budget) if some else _no_data(stage, budget)
+    samples = stage.samples(budget)
     if samples is None:
-        return no_data(budget, stages, why_no_data(sampler.recording, budget, stages))
-    by_statistic = {"mean": _judge_mean, "max": _judge_max}
-    by_quantile = _judge_quantile if budget.over_ns is None else judge_spans
-    return by_statistic.get(budget.statistic, by_quantile)(samples, budget, stages)
+        return _no_data(stage, budget)
+    if budget.statistic == "mean":
+        return _judge_mean(samples)
+    if budget.statistic == "max":
+        return _judge_max(samples)
+    return _judge_quantile(samples) if budget.over_ns is None else judge_spans(samples)
 
 
-def _judge_quantile(
-    samples: Samples, budget: Budget, stages: Sequence[StageWindow]
-) -> BudgetVerdict:
-    assert budget.quantile is not None
-    fewest, most = samples.beyond(upper=budget.upper)
-    found = _quantile_evidence(samples, budget, most)
+def _judge_quantile(samples: Samples) -> BudgetVerdict:
+    fewest, most = samples.beyond
+    found = _quantile_evidence(samples, most)
     exact = fewest is most or np.array_equal(fewest, most)
-    fails = found.fails if exact else _quantile_evidence(samples, budget, fewest).fails
-    observed = observed_quantile(samples, budget)
+    fails = found.fails if exact else _quantile_evidence(samples, fewest).fails
     reason = None
     if not found.passes and not fails:
-        reason = why_undecided(found, budget, stages, samples.in_system_s)
+        reason = why_undecided(found, samples.of.seconds, samples.in_system_s)
     if not exact:
         note = "the limit was not declared when this run was recorded: judged at the bucket's edge"
         reason = f"{reason}; {note}" if reason else note
-    return BudgetVerdict(
-        budget=budget,
-        stage=stages[0].group,
-        outcome=outcome_of(found.passes, fails),
-        observed=observed,
+    return by_evidence(
+        found,
+        samples.budget,
+        samples.of.group,
+        fails=fails,
+        observed=samples.quantile,
         low=found.low,
         high=None if found.high is None else min(found.high, samples.largest),
-        n=found.n,
-        over=found.k,
-        allowed=int(found.n * found.allowed + 1e-9),
-        used=used_share(budget, observed),
         reason=reason,
-        effective_n=found.effective_n,
-        vif=found.vif_pass,
     )
 
 
-def _quantile_evidence(samples: Samples, budget: Budget, over: IntArray) -> QuantileEvidence:
+def _quantile_evidence(samples: Samples, over: IntArray) -> QuantileEvidence:
+    budget = samples.budget
     assert budget.quantile is not None
     return stats.quantile_evidence(
         samples.windows,
@@ -73,145 +74,114 @@ def _quantile_evidence(samples: Samples, budget: Budget, over: IntArray) -> Quan
         upper=budget.upper,
         in_system_s=samples.in_system_s,
         runs=samples.runs,
-        far_beyond=samples.far_beyond(budget),
+        far_beyond=samples.far_beyond,
     )
 
 
-def _judge_mean(samples: Samples, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-    n = samples.windows.n
-    observed = float(samples.sums.sum() / n.sum())
-    found = stats.mean_evidence(
-        samples.sums.astype(np.float64),
-        n,
-        budget.confidence,
-        length_s=samples.windows.length_s,
-        runs=samples.runs,
-    )
-    low, high = (found.low, found.high) if found else (None, None)
-    passes, fails, reason = _by_mean(budget, found, stages)
-    return BudgetVerdict(
-        budget=budget,
-        stage=stages[0].group,
-        outcome=outcome_of(passes, fails),
-        observed=observed,
-        low=low,
-        high=high,
-        n=int(n.sum()),
-        used=used_share(budget, observed),
-        reason=reason,
-    )
+def _allowed_share(budget: Budget) -> float:
+    """Return the share of bad requests that an `error_rate` or a `goodput` allows."""
+    allowed = 1 - budget.limit if budget.metric == "goodput" else budget.limit
+    return min(max(allowed, 0.0), 1.0)
 
 
-def _judge_max(samples: Samples, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-    """The largest sample is a fact about this run: it has no interval and claims no more."""
-    largest = samples.largest
-    meets = largest <= budget.threshold if budget.upper else largest > budget.threshold
-    return BudgetVerdict(
-        budget=budget,
-        stage=stages[0].group,
-        outcome=Outcome.PASS if meets else Outcome.FAIL,
-        observed=largest,
-        n=samples.windows.total,
-        used=used_share(budget, largest),
-    )
-
-
-def _judge_share(sampler: Sampler, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-    outcomes = sampler.outcomes(budget, stages)
-    if outcomes is None:
-        return no_data(budget, stages, why_no_data(sampler.recording, budget, stages))
+def _judge_share(stage: Repetitions, budget: Budget) -> BudgetVerdict:
     goodput = budget.metric == "goodput"
-    beyond = outcomes.total - outcomes.good if goodput else outcomes.failed
-    if budget.over_ns is not None:
-        return judge_share_spans(sampler, budget, stages, outcomes.total, beyond)
-    n, k = int(outcomes.total.sum()), int(beyond.sum())
-    allowed = 1 - budget.limit if goodput else budget.limit
-    found = stats.share_evidence(
-        outcomes.total,
-        beyond,
-        min(max(allowed, 0.0), 1.0),
-        budget.confidence,
-        length_s=sampler.recording.interval_s,
-        runs=outcomes.runs,
-    )
+    allowed = _allowed_share(budget)
+    bad = stage.bad(budget.step, budget.metric)
+    found = share_of(bad, allowed, budget.confidence)
     passes, fails, reason = found.passes, found.fails, None
-    if allowed <= 0:  # no sample proves "never": what is left is the fact about this run
-        passes, fails = k == 0, k > 0
+    fact = allowed <= 0  # no sample proves "never": what is left is what this run was like
+    if fact:
+        passes, fails = not found.k, found.k > 0
     elif not passes and not fails:
-        reason = why_undecided_share(found, budget, stages)
-    observed = 1 - k / n if goodput else k / n
-    return BudgetVerdict(
-        budget=budget,
-        stage=stages[0].group,
-        outcome=outcome_of(passes, fails),
-        observed=observed,
-        low=1 - found.upper if goodput else found.lower,
-        high=1 - found.lower if goodput else found.upper,
-        n=n,
-        over=k,
-        allowed=int(n * allowed + 1e-9),
-        used=used_share(budget, observed),
+        reason = why_undecided(found, stage.seconds)
+    share, low, high = found.k / found.n, found.lower, found.upper
+    verdict = by_evidence(
+        found,
+        budget,
+        stage.group,
+        passes=passes,
+        fails=fails,
+        observed=1 - share if goodput else share,
+        low=1 - high if goodput else low,
+        high=1 - low if goodput else high,
         reason=reason,
-        effective_n=found.effective_n,
-        vif=found.vif_pass,
     )
+    return replace(verdict, low=None, high=None, fact=True) if fact else verdict
 
 
-def _judge_rate(sampler: Sampler, budget: Budget, stages: Sequence[StageWindow]) -> BudgetVerdict:
-    """Successful requests that ended within the stage, per second of it.
+def _judge_mean(samples: Samples) -> BudgetVerdict:
+    budget, stage = samples.budget, samples.of
+    runs = stage.sums(budget.step, budget.metric)
+    whole, _ = joined(runs)
+    observed = float(whole.sums.sum() / whole.counts.sum())
+    found = mean_of(runs, budget.confidence)
+    return _by_mean(found, budget, stage, observed, samples.windows.total)
 
-    A stage of fewer than 20 intervals has no bounds of it: what it reached is a fact of this run.
-    """
-    done, runs = sampler.done(budget, stages)
-    if not done.sum():
-        n = sum(sampler.recording.requests(stage.name, budget.step).n for stage in stages)
-        if not n:
-            return no_data(budget, stages, why_no_data(sampler.recording, budget, stages))
-    interval_s = sampler.recording.interval_s
-    observed = float(done.sum()) / (len(done) * interval_s)
-    found = stats.mean_evidence(
-        done / interval_s,
-        np.ones(len(done), dtype=np.int64),
-        budget.confidence,
-        length_s=interval_s,
-        runs=runs,
-    )
-    low, high = (found.low, found.high) if found else (None, None)
-    passes, fails, reason = _by_mean(budget, found, stages)
+
+def _judge_rate(stage: Repetitions, budget: Budget) -> BudgetVerdict:
+    """Successful requests that ended within the stage, per second of it."""
+    runs = stage.done(budget.step)
+    whole, _ = joined(runs)
+    n = round(float(whole.sums.sum()) * whole.length_s)
+    observed = n / (len(whole.sums) * whole.length_s)
+    found = mean_of(runs, budget.confidence)
     if found is None:
-        passes, _ = _sides(budget, observed, observed)
-        fails, reason = not passes, None
+        return _by_fact(observed, n, budget, stage.group)
+    return _by_mean(found, budget, stage, observed, n)
+
+
+def _judge_max(samples: Samples) -> BudgetVerdict:
+    return _by_fact(samples.largest, samples.windows.total, samples.budget, samples.of.group)
+
+
+def _by_fact(observed: float, n: int, budget: Budget, group: str) -> BudgetVerdict:
+    """Judge what has no interval and claims no more than what was seen."""
+    meets, _ = _sides(budget, observed, observed)
     return BudgetVerdict(
         budget=budget,
-        stage=stages[0].group,
-        outcome=outcome_of(passes, fails),
+        stage=group,
+        outcome=Outcome.PASS if meets else Outcome.FAIL,
         observed=observed,
-        low=low,
-        high=high,
-        n=int(done.sum()),
+        n=n,
         used=used_share(budget, observed),
-        reason=reason,
+        fact=True,
     )
 
 
 def _by_mean(
-    budget: Budget, found: MeanEvidence | None, stages: Sequence[StageWindow]
-) -> tuple[bool, bool, str | None]:
-    """Whether a mean or rate is shown to meet its limit, or to break it; else what is missing."""
+    found: MeanEvidence | None, budget: Budget, stage: Repetitions, observed: float, n: int
+) -> BudgetVerdict:
+    """Judge a mean or rate by its bounds; None are there of too few windows."""
+    passes, fails, reason = False, False, None
     if found is None:
-        return False, False, "a mean needs 20 intervals with samples"
-    passes, fails = _sides(budget, found.low, found.high)
-    if passes and not found.resolved:
-        return False, False, why_unresolved(found, stages)
-    if not passes and not fails:
-        return False, False, "its bounds cross the limit; a longer run narrows them"
-    return passes, fails, None
+        reason = f"a mean needs {stats.MIN_WINDOWS} intervals with samples"
+    else:
+        passes, fails = _sides(budget, found.low, found.high)
+        if passes and found.too_short:
+            passes, reason = False, why_unresolved(found, stage.seconds)
+        elif not passes and not fails:
+            reason = "its bounds cross the limit; a longer run narrows them"
+    return BudgetVerdict(
+        budget=budget,
+        stage=stage.group,
+        outcome=outcome_of(passes, fails),
+        observed=observed,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        n=n,
+        used=used_share(budget, observed),
+        reason=reason,
+    )
 
 
-def no_data(budget: Budget, stages: Sequence[StageWindow], reason: str) -> BudgetVerdict:
+def _no_data(stage: Repetitions, budget: Budget) -> BudgetVerdict:
     """Judge a budget that has nothing to be judged on: never a pass."""
     return BudgetVerdict(
-        budget=budget, stage=stages[0].group, outcome=Outcome.NO_DATA, reason=reason
+        budget=budget,
+        stage=stage.group,
+        outcome=Outcome.NO_DATA,
+        reason=why_no_data(stage, budget),
     )
 
 

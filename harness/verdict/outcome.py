@@ -6,16 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
+from harness import metrics
 from harness.budget import Budget
 from harness.errors import ExitCode
 from harness.health import Health
-from harness.units import (
-    format_count,
-    format_duration,
-    format_rate,
-    format_ratio_of_limit,
-    format_share,
-)
+from harness.stats.evidence import Evidence
+from harness.units import NARROW_SPACE, format_count, format_ratio_of_limit, format_share
 
 
 class Outcome(StrEnum):
@@ -35,19 +31,21 @@ EXIT_CODES = {
     Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
     Outcome.PASS: ExitCode.PASS,
 }
+_LEAST_SHARE = 0.0001
 WORST_FIRST = list(Outcome)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetVerdict:
-    """One budget in one stage. Values are in the limit's own unit (ns, tokens, share, per second).
+    """One budget in one stage. Values are in the limit's own unit (ns, tokens, share, 1/s or n$).
 
     `observed` is None where there are too few samples to show it, though they may decide the
     budget. `low` and `high` end the interval of the statistic, each at the budget's confidence;
     None where the sample cannot give an end. `over` of `allowed` samples were beyond the limit.
     `used` is the share of the limit used; of a lower limit, the share of the allowed loss.
     `effective_n` is how many independent samples would say as much, where dependence was measured;
-    `vif` the variance inflation behind it.
+    `vif` the variance inflation behind it. A `fact` is judged by what was seen alone: its PASS says
+    nothing of the truth, so that it has no interval.
     """
 
     budget: Budget
@@ -63,25 +61,35 @@ class BudgetVerdict:
     reason: str | None = None
     effective_n: float | None = None
     vif: float = 1.0
+    fact: bool = False
 
     @property
     def sentence(self) -> str:
         """What a manager reads."""
+        only = "; a fact about this run, not a bound" if self._shows_a_fact else ""
+        return f"{self._finding}{only}."
+
+    @property
+    def _shows_a_fact(self) -> bool:
+        return self.fact and self.outcome is Outcome.PASS
+
+    @property
+    def _finding(self) -> str:
         budget, where = self.budget, f"in {self.stage}"
         if self.observed is None or self.used is None:
-            return f"{budget.subject} {self._unseen(where)}."
+            return f"{budget.subject} {self._unseen(where)}"
         value = format_value(budget, self.observed)
         limit = format_limit(budget)
         if self.outcome in (Outcome.INVALID, Outcome.NO_DATA):
-            return f"{budget.subject} cannot be judged {where}: {self.reason}."
+            return f"{budget.subject} cannot be judged {where}: {self.reason}"
         if self.outcome is Outcome.INCONCLUSIVE:
-            return f"{budget.subject} was {value} {where}, but {self.reason}."
+            return f"{budget.subject} was {value} {where}, but {self.reason}"
         if budget.upper:
             return (
                 f"{budget.subject} was {value} {where}, {format_ratio_of_limit(self.used)}"
-                f"{'' if self.used > 1 else ' of'} its {limit} limit."
+                f"{'' if self.used > 1 else ' of'} its {limit} limit"
             )
-        return f"{budget.subject} was {value} {where}, must be at least {limit}."
+        return f"{budget.subject} was {value} {where}, must be at least {limit}"
 
     def _unseen(self, where: str) -> str:
         """Say what a budget came to without an observed value."""
@@ -101,7 +109,7 @@ class BudgetVerdict:
         if self.n:
             percent = format_share(budget.confidence)
             ends = [
-                "?" if end is None else format_value(budget, end) for end in (self.low, self.high)
+                "?" if end is None else format_bound(budget, end) for end in (self.low, self.high)
             ]
             if self.observed is not None:
                 parts[0] += f": observed {format_value(budget, self.observed)}"
@@ -114,6 +122,8 @@ class BudgetVerdict:
             parts.append(
                 f"{format_count(self.over)} beyond the limit, {format_count(self.allowed)} allowed"
             )
+        if self._shows_a_fact:
+            parts.append("a fact about this run, not a bound")
         if self.reason:
             parts.append(self.reason)
         return ", ".join(parts)
@@ -121,13 +131,17 @@ class BudgetVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verdict of a run; `budgets` stand worst first."""
+    """The verdict of a run; `budgets` stand worst first.
+
+    `judged_by` is the plan whose budgets they are, where that is not the run's own.
+    """
 
     outcome: Outcome
     budgets: tuple[BudgetVerdict, ...]
     health: Health
     sentence: str
     detail: str
+    judged_by: str | None = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -142,13 +156,15 @@ class Verdict:
 
 def format_value(budget: Budget, value: float) -> str:
     """Write an observed value in the unit of the budget's limit."""
-    if budget.kind == "time":
-        return format_duration(value, unit=budget.time_unit)
-    if budget.kind == "share":
-        return format_share(value)
-    if budget.kind == "rate":
-        return format_rate(value)
-    return format_count(round(value))
+    return metrics.format_value(value, budget.kind, budget.time_unit)
+
+
+def format_bound(budget: Budget, end: float) -> str:
+    """Write an end of an interval: a share near zero that no limit is about is only `<0.01 %`."""
+    least = min(_LEAST_SHARE, budget.limit / 100)
+    if budget.kind == "share" and 0 < end < least:
+        return f"<{f'{least * 100:.12f}'.rstrip('0')}{NARROW_SPACE}%"
+    return format_value(budget, end)
 
 
 def format_limit(budget: Budget) -> str:
@@ -161,6 +177,41 @@ def outcome_of(passes: bool, fails: bool) -> Outcome:
     if passes:
         return Outcome.PASS
     return Outcome.FAIL if fails else Outcome.INCONCLUSIVE
+
+
+def by_evidence(
+    found: Evidence,
+    budget: Budget,
+    stage: str,
+    *,
+    passes: bool | None = None,
+    fails: bool | None = None,
+    observed: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    reason: str | None,
+) -> BudgetVerdict:
+    """Judge by what samples beyond a limit, or bad requests, say of their true share.
+
+    `passes` and `fails` are those of the evidence unless they are given.
+    """
+    return BudgetVerdict(
+        budget=budget,
+        stage=stage,
+        outcome=outcome_of(
+            found.passes if passes is None else passes, found.fails if fails is None else fails
+        ),
+        observed=observed,
+        low=low,
+        high=high,
+        n=found.n,
+        over=found.k,
+        allowed=int(found.n * found.allowed + 1e-9),
+        used=used_share(budget, observed),
+        reason=reason,
+        effective_n=found.effective_n,
+        vif=found.vif_pass,
+    )
 
 
 def used_share(budget: Budget, observed: float | None) -> float | None:

@@ -6,18 +6,15 @@ Nothing is judged against a run that is not comparable, or that was itself not f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-
-from harness import stats
 from harness.budget import Budget
 from harness.health import Health, assess
-from harness.recorder import Recording, Requests, Series, StageWindow
-from harness.stats.recorded import TIMES_IN_SYSTEM, by_window, windows_of
+from harness.metrics import METRICS, format_value
+from harness.recorder import Recording
 from harness.stats.regression import (
     Change,
     Ends,
@@ -26,98 +23,13 @@ from harness.stats.regression import (
     ratio_change,
     repeated_change,
 )
-from harness.stats.windows import FloatArray, IntArray, Windows
-from harness.units import format_count, format_duration, format_share
+from harness.units import format_count
 from harness.verdict.interleaved import interleaved, paired_change
 from harness.verdict.likeness import Weight, unfit, unlike
 from harness.verdict.outcome import BudgetVerdict, Outcome
+from harness.verdict.samples import Repetitions, Sums, joined, mean_of, share_of
 
 _ANY_LIMIT = 0.5  # the bounds of a share do not depend on what it is judged against
-
-
-class Sums(NamedTuple):
-    """Sums and counts by window of one run, and the windows' length."""
-
-    sums: FloatArray
-    counts: FloatArray
-    length_s: float
-
-
-class Side:
-    """One of two runs in one stage (all repetitions of it), each metric put in windows once."""
-
-    def __init__(self, recording: Recording, group: str) -> None:
-        self.recording = recording
-        self.stages = tuple(s for s in recording.stages if s.record and s.group == group)
-        self._windows: dict[tuple[str, str], list[Windows]] = {}
-
-    def windows(self, step: str, metric: str) -> list[Windows]:
-        """Return a metric's samples, one for each repetition that has some."""
-        if (step, metric) not in self._windows:
-            self._windows[step, metric] = [
-                windows_of(self.recording, series, stage)
-                for stage, series in self.series(step, metric)
-            ]
-        return self._windows[step, metric]
-
-    def series(self, step: str, metric: str) -> list[tuple[StageWindow, Series]]:
-        """Return the repetitions that have samples of a metric."""
-        found = ((s, self.recording.series(s.name, step, metric)) for s in self.stages)
-        return [(stage, series) for stage, series in found if series is not None]
-
-    def in_system_s(self, step: str) -> float | None:
-        """Return the p99 of a request's whole time in the system, seconds."""
-        for metric in TIMES_IN_SYSTEM:
-            found = self.series(step, metric)
-            if found:
-                return max(series.total.quantile(0.99) or 0 for _, series in found) / 1e9
-        return None
-
-    def count(self, step: str, metric: str) -> int:
-        """Count the samples of a metric; of a share or rate, the requests."""
-        found = self.series(step, metric)
-        if found:
-            return sum(int(series.n.sum()) for _, series in found)
-        return sum(self.recording.requests(stage.name, step).n for stage in self.stages)
-
-    def sums(self, step: str, metric: str) -> list[Sums]:
-        """Return each repetition's sums and counts by window."""
-        return [
-            Sums(
-                self._dense(series.sum, series.index, stage),
-                self._dense(series.n, series.index, stage),
-                self.recording.interval_s,
-            )
-            for stage, series in self.series(step, metric)
-        ]
-
-    def requests(self, step: str, *, bad: Callable[[Requests], IntArray]) -> list[Sums]:
-        """Return each repetition's bad and all requests by window."""
-        rows = []
-        for stage in self.stages:
-            found = self.recording.requests(stage.name, step)
-            rows.append(
-                Sums(
-                    self._dense(bad(found), found.index, stage),
-                    self._dense(found.total, found.index, stage),
-                    self.recording.interval_s,
-                )
-            )
-        return rows
-
-    def done(self, step: str) -> list[Sums]:
-        """Return each repetition's successes per second by window until its end, and ones."""
-        rows = []
-        every = self.requests(step, bad=lambda r: r.failed)
-        for stage, (failed, total, interval_s) in zip(self.stages, every, strict=True):
-            size = max(1, round((stage.end_s - stage.start_s) / interval_s))
-            done = (total - failed)[:size] / interval_s
-            rows.append(Sums(done, np.ones(len(done)), interval_s))
-        return rows
-
-    def _dense(self, counts: IntArray, index: IntArray, stage: StageWindow) -> FloatArray:
-        dense = by_window(counts, index, stage, self.recording.interval_s)
-        return dense.astype(np.float64)
 
 
 class Pair:
@@ -127,7 +39,7 @@ class Pair:
         self.base, self.candidate = base, candidate
         self.unlike = unlike(base, candidate)
         self._interleaved = interleaved(base, candidate)
-        self._sides: dict[str, tuple[Side, Side]] = {}
+        self._sides: dict[str, tuple[Repetitions, Repetitions]] = {}
         self._changes: dict[tuple[str, str, str, float | None, float], Change | None] = {}
 
     @cached_property
@@ -135,10 +47,10 @@ class Pair:
         """Whether the baseline's measurement was fit."""
         return assess(self.base)
 
-    def sides(self, group: str) -> tuple[Side, Side]:
+    def sides(self, group: str) -> tuple[Repetitions, Repetitions]:
         """Return baseline and candidate in the stage of that declared name."""
         if group not in self._sides:
-            self._sides[group] = Side(self.base, group), Side(self.candidate, group)
+            self._sides[group] = Repetitions(self.base, group), Repetitions(self.candidate, group)
         return self._sides[group]
 
     def why_not(self, group: str) -> str:
@@ -177,10 +89,12 @@ class Pair:
             found = paired_change((base, candidate), step, metric, quantile, confidence)
             if found is not None:
                 return found
-        if metric == "error_rate":
-            return share_change(base, candidate, step, confidence, bad=lambda r: r.failed)
-        if metric == "goodput":
-            return share_change(base, candidate, step, confidence, bad=lambda r: r.total - r.good)
+        if metric in ("error_rate", "goodput"):
+            complete = all(
+                len(side.requests(step)) == len(side.stages) for side in (base, candidate)
+            )
+            bad = base.bad(step, metric), candidate.bad(step, metric)
+            return share_change(*bad, confidence) if complete else None
         if metric == "rate":
             return mean_change(base.done(step), candidate.done(step), confidence)
         if quantile is None:
@@ -260,23 +174,17 @@ def mean_change(
 
 
 def share_change(
-    base: Side,
-    candidate: Side,
-    step: str,
-    confidence: float,
-    *,
-    bad: Callable[[Requests], IntArray],
+    base: Sequence[Sums], candidate: Sequence[Sums], confidence: float
 ) -> Change | None:
-    """Difference of the shares of requests that are `bad`."""
-    counts = [side.requests(step, bad=bad) for side in (base, candidate)]
-    if not all(side and all(run.counts.sum() for run in side) for side in counts):
+    """Difference of the shares of requests that are bad; None where a side has no requests."""
+    if not base or not candidate:
         return None
-    shares = [[_ratio(run) for run in side] for side in counts]
+    shares = [[_ratio(run) for run in side] for side in (base, candidate)]
     if min(len(side) for side in shares) > 1:
         return repeated_change(shares[0], shares[1], confidence, relative=False)
-    (one, one_ends), (other, other_ends) = (_share(side, confidence) for side in counts)
+    (one, one_ends), (other, other_ends) = (_share(side, confidence) for side in (base, candidate))
     change = difference(one, other, one_ends.ends, other_ends.ends)
-    return _known(change, one_ends, other_ends, (len(counts[0]), len(counts[1])))
+    return _known(change, one_ends, other_ends, (len(base), len(candidate)))
 
 
 class _Bounds(NamedTuple):
@@ -295,26 +203,15 @@ def _ratio(run: Sums) -> float:
     return float(run.sums.sum() / run.counts.sum())
 
 
-def _joined(runs: Sequence[Sums]) -> tuple[Sums, tuple[int, ...]]:
-    sums, counts, length_s = zip(*runs, strict=True)
-    whole = Sums(np.concatenate(sums), np.concatenate(counts), length_s[0])
-    return whole, tuple(len(one) for one in sums)
-
-
 def _share(side: Sequence[Sums], confidence: float) -> tuple[float, _Bounds]:
-    whole, runs = _joined(side)
-    bad, n = (counts.astype(np.int64) for counts in whole[:2])
-    found = stats.share_evidence(n, bad, _ANY_LIMIT, confidence, length_s=whole.length_s, runs=runs)
-    return _ratio(whole), _Bounds((found.lower, found.upper), found.resolved)
+    found = share_of(side, _ANY_LIMIT, confidence)
+    return found.k / found.n, _Bounds((found.lower, found.upper), found.resolved)
 
 
 def _mean(side: Sequence[Sums], confidence: float) -> tuple[float, _Bounds]:
-    whole, runs = _joined(side)
-    found = stats.mean_evidence(
-        whole.sums, whole.counts, confidence, length_s=whole.length_s, runs=runs
-    )
+    found = mean_of(side, confidence)
     if found is None:
-        return _ratio(whole), _Bounds((None, None), resolved=False)
+        return _ratio(joined(side)[0]), _Bounds((None, None), resolved=False)
     low = found.low if found.low > 0 else None
     return found.mean, _Bounds((low, found.high), found.resolved)
 
@@ -333,14 +230,8 @@ def _why_no_data(pair: Pair | None, budget: Budget, group: str) -> str:
 
 
 def _value(value: float, budget: Budget) -> str:
-    metric = budget.metric
-    if metric == "error_rate":
-        return format_share(value)
-    if metric == "goodput":
-        return format_share(1 - value)
-    if metric.endswith("_tokens"):
-        return format_count(round(value))
-    return format_duration(value)
+    shown = 1 - value if budget.metric == "goodput" else value
+    return format_value(shown, METRICS[budget.metric].kind)
 
 
 def _why_undecided(change: Change, budget: Budget, n: int) -> str:

@@ -1,161 +1,196 @@
-"""The samples that a budget is judged on: one stage, or all repetitions of it, by window."""
+"""One stage of a run, all repetitions of it, by window: what budgets and comparisons judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from harness import stats
 from harness.budget import Budget
-from harness.recorder import Recording, Series, StageWindow
-from harness.stats import Windows
+from harness.recorder import Recording, Requests, Series, StageWindow
+from harness.stats import MeanEvidence, ShareEvidence, Windows
 from harness.stats.recorded import TIMES_IN_SYSTEM, by_window, windows_of
-from harness.stats.windows import IntArray
+from harness.stats.windows import FloatArray, IntArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
-    """Samples of one metric by window; `runs` says how many windows each repetition has.
+class Sums(NamedTuple):
+    """Sums and counts by window of one run, or of several one after another (`joined`)."""
 
-    `fewest` and `most` bound how many samples of each window are over the budget's limit. They are
-    equal where the limit was declared when the run was recorded: the samples were then counted,
-    else buckets are, and one of them may hold the limit.
-    """
-
-    windows: Windows
-    runs: tuple[int, ...]
-    sums: IntArray
-    fewest: IntArray
-    most: IntArray
-    largest: int
-    in_system_s: float | None
-
-    def beyond(self, *, upper: bool) -> tuple[IntArray, IntArray]:
-        """Return the bounds of how many samples are beyond the limit: of a lower one, under it."""
-        if upper:
-            return self.fewest, self.most
-        n = self.windows.n
-        return (n - self.most, n - self.fewest)
-
-    def far_beyond(self, budget: Budget) -> bool:
-        """Whether every sample misses the budget's limit by a factor of two or more."""
-        if budget.upper:
-            return bool((self.windows.value >= 2 * budget.limit).all())
-        return self.largest <= budget.limit / 2
+    sums: FloatArray
+    counts: FloatArray
+    length_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcomes:
-    """How the executions of one step ended, by window; `runs` as in `Samples`."""
-
-    total: IntArray
-    failed: IntArray
-    good: IntArray
-    runs: tuple[int, ...]
+def joined(runs: Sequence[Sums]) -> tuple[Sums, tuple[int, ...]]:
+    """Put several runs one after another; returns how many windows each has, too."""
+    sums, counts, length_s = zip(*runs, strict=True)
+    whole = Sums(np.concatenate(sums), np.concatenate(counts), length_s[0])
+    return whole, tuple(len(one) for one in sums)
 
 
-class Sampler:
-    """Gives each budget its samples of a recording; what budgets share is read once."""
+def mean_of(runs: Sequence[Sums], confidence: float) -> MeanEvidence | None:
+    """Bound the true Σ sums ÷ Σ counts; None of too few windows."""
+    whole, sizes = joined(runs)
+    return stats.mean_evidence(
+        whole.sums, whole.counts, confidence, length_s=whole.length_s, runs=sizes
+    )
 
-    def __init__(self, recording: Recording) -> None:
+
+def share_of(runs: Sequence[Sums], allowed: float, confidence: float) -> ShareEvidence:
+    """Judge the true share of Σ counts that are in Σ sums against the allowed one."""
+    whole, sizes = joined(runs)
+    k, n = (counts.astype(np.int64) for counts in whole[:2])
+    return stats.share_evidence(n, k, allowed, confidence, length_s=whole.length_s, runs=sizes)
+
+
+class Repetitions:
+    """All repetitions of the stage that was declared as `group`; none where it was not recorded."""
+
+    def __init__(self, recording: Recording, group: str) -> None:
         self.recording = recording
-        self._windows: dict[tuple[str, str, str], tuple[Windows, tuple[int, ...]]] = {}
+        self.group = group
+        self.stages = tuple(s for s in recording.repetitions(group) if s.record)
 
-    def of(self, budget: Budget, stages: Sequence[StageWindow]) -> Samples | None:
-        """Collect a budget's samples of the stages, in their order; None when there are none."""
-        found = self._found(budget.step, budget.metric, stages)
-        if not found:
-            return None
-        windows, runs = self._in_windows(budget.step, budget.metric, found)
-        counted = [series.over(budget.threshold) for _, series in found]
-        exact = [over for over in counted if over is not None]
-        if len(exact) == len(found):
-            fewest = most = self._by_window(exact, found)
-        else:
-            most = windows.over(budget.threshold)
-            fewest = windows.over(windows.at_or_above(budget.threshold))
-        return Samples(
-            windows=windows,
-            runs=runs,
-            sums=self._by_window([series.sum for _, series in found], found),
-            fewest=fewest,
-            most=most,
-            largest=max(series.total.max or 0 for _, series in found),
-            in_system_s=self._in_system_s(budget, stages),
-        )
+    @property
+    def seconds(self) -> float:
+        """How long all repetitions last together."""
+        return sum(stage.end_s - stage.start_s for stage in self.stages)
 
-    def outcomes(self, budget: Budget, stages: Sequence[StageWindow]) -> Outcomes | None:
-        """Collect how the requests of the stages ended; None when none did."""
-        parts = [(stage, self.recording.requests(stage.name, budget.step)) for stage in stages]
-        full = [(stage, requests) for stage, requests in parts if requests.n]
-        if not full:
-            return None
-        total, failed, good = (
-            [
-                by_window(getattr(requests, name), requests.index, stage, self.recording.interval_s)
-                for stage, requests in full
-            ]
-            for name in ("total", "failed", "good")
-        )
-        return Outcomes(
-            total=np.concatenate(total),
-            failed=np.concatenate(failed),
-            good=np.concatenate(good),
-            runs=tuple(len(part) for part in total),
-        )
+    def series(self, step: str, metric: str) -> list[tuple[StageWindow, Series]]:
+        """Return the repetitions that have samples of a metric."""
+        found = ((s, self.recording.series(s.name, step, metric)) for s in self.stages)
+        return [(stage, series) for stage, series in found if series is not None]
 
-    def done(
-        self, budget: Budget, stages: Sequence[StageWindow]
-    ) -> tuple[IntArray, tuple[int, ...]]:
-        """Count the successes of each window until its stage's end, and each stage's windows."""
-        parts = []
-        for stage in stages:
-            requests = self.recording.requests(stage.name, budget.step)
-            successes = requests.total - requests.failed
-            dense = by_window(successes, requests.index, stage, self.recording.interval_s)
-            size = max(1, round((stage.end_s - stage.start_s) / self.recording.interval_s))
-            parts.append(dense[:size])
-        return np.concatenate(parts), tuple(len(part) for part in parts)
-
-    def _found(
-        self, step: str, metric: str, stages: Sequence[StageWindow]
-    ) -> list[tuple[StageWindow, Series]]:
-        every = ((stage, self.recording.series(stage.name, step, metric)) for stage in stages)
-        return [(stage, series) for stage, series in every if series is not None]
-
-    def _in_windows(
-        self, step: str, metric: str, found: Sequence[tuple[StageWindow, Series]]
-    ) -> tuple[Windows, tuple[int, ...]]:
-        key = (found[0][0].name, step, metric)
-        if key not in self._windows:
-            parts = [windows_of(self.recording, series, stage) for stage, series in found]
-            windows = parts[0] if len(parts) == 1 else Windows.concatenated(parts)
-            self._windows[key] = windows, tuple(len(part) for part in parts)
-        return self._windows[key]
-
-    def _by_window(
-        self, counts: Sequence[IntArray], found: Sequence[tuple[StageWindow, Series]]
-    ) -> IntArray:
-        parts = [
-            by_window(one, series.index, stage, self.recording.interval_s)
-            for one, (stage, series) in zip(counts, found, strict=True)
+    def windows(self, step: str, metric: str) -> list[Windows]:
+        """Return a metric's samples, one for each repetition that has some."""
+        return [
+            windows_of(self.recording, series, stage) for stage, series in self.series(step, metric)
         ]
-        return np.concatenate(parts)
 
-    def _in_system_s(self, budget: Budget, stages: Sequence[StageWindow]) -> float | None:
-        """The p99 of a request's whole time in the system, s; None where no metric tells it."""
+    def sums(self, step: str, metric: str) -> list[Sums]:
+        """Return the sums and counts of a metric's samples, as `windows`."""
+        return [
+            self._sums(stage, series.index, series.sum, series.n)
+            for stage, series in self.series(step, metric)
+        ]
+
+    def requests(self, step: str) -> list[tuple[StageWindow, Requests]]:
+        """Return how a step's executions ended, of the repetitions that have some."""
+        every = ((stage, self.recording.requests(stage.name, step)) for stage in self.stages)
+        return [(stage, requests) for stage, requests in every if requests.n]
+
+    def bad(self, step: str, metric: str) -> list[Sums]:
+        """Return the bad and all requests, as `requests`; bad by an `error_rate` or a `goodput`."""
+        return [
+            self._sums(
+                stage,
+                requests.index,
+                requests.total - requests.good if metric == "goodput" else requests.failed,
+                requests.total,
+            )
+            for stage, requests in self.requests(step)
+        ]
+
+    def done(self, step: str) -> list[Sums]:
+        """Return the successes per second, and ones, by window to the end of each repetition."""
+        rows, length_s = [], self.recording.interval_s
+        for stage in self.stages:
+            requests = self.recording.requests(stage.name, step)
+            every = by_window(requests.total - requests.failed, requests.index, stage, length_s)
+            done = every[: max(1, round((stage.end_s - stage.start_s) / length_s))]
+            rows.append(Sums(done / length_s, np.ones(len(done)), length_s))
+        return rows
+
+    def count(self, step: str, metric: str) -> int:
+        """Count the samples of a metric; of a share or rate, the requests."""
+        found = self.series(step, metric)
+        if found:
+            return sum(int(series.n.sum()) for _, series in found)
+        return sum(requests.n for _, requests in self.requests(step))
+
+    def in_system_s(self, step: str) -> float | None:
+        """Return the p99 of a request's whole time in the system, s; None where nothing tells."""
         for metric in TIMES_IN_SYSTEM:
-            found = self._found(budget.step, metric, stages)
+            found = self.series(step, metric)
             if found:
                 return max(series.total.quantile(0.99) or 0 for _, series in found) / 1e9
         return None
 
+    def samples(self, budget: Budget) -> Samples | None:
+        """Return the samples that a budget is judged on; None when there are none."""
+        found = self.series(budget.step, budget.metric)
+        return Samples(self, budget, found) if found else None
 
-def observed_quantile(samples: Samples, budget: Budget) -> int | None:
-    """Return the sample's own quantile; None where it has too few samples to have one."""
-    assert budget.quantile is not None
-    if not stats.supported(samples.windows.total, budget.quantile):
-        return None
-    return min(samples.windows.quantile(budget.quantile), samples.largest)
+    def _sums(self, stage: StageWindow, index: IntArray, sums: IntArray, counts: IntArray) -> Sums:
+        length_s = self.recording.interval_s
+        dense = [by_window(one, index, stage, length_s) for one in (sums, counts)]
+        return Sums(dense[0].astype(np.float64), dense[1].astype(np.float64), length_s)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one budget, by window; `found` are the repetitions that have some."""
+
+    of: Repetitions
+    budget: Budget
+    found: Sequence[tuple[StageWindow, Series]]
+
+    @cached_property
+    def windows(self) -> Windows:
+        """All repetitions, one after another."""
+        parts = self.of.windows(self.budget.step, self.budget.metric)
+        return parts[0] if len(parts) == 1 else Windows.concatenated(parts)
+
+    @cached_property
+    def runs(self) -> tuple[int, ...]:
+        """How many windows each repetition has."""
+        return tuple(map(len, self.of.windows(self.budget.step, self.budget.metric)))
+
+    @property
+    def largest(self) -> int:
+        """The largest sample."""
+        return max(series.total.max or 0 for _, series in self.found)
+
+    @property
+    def in_system_s(self) -> float | None:
+        """The p99 of a request's whole time in the system, s; None where nothing tells."""
+        return self.of.in_system_s(self.budget.step)
+
+    @cached_property
+    def beyond(self) -> tuple[IntArray, IntArray]:
+        """The fewest and the most samples of each window that can be beyond the limit.
+
+        Beyond a lower limit is under it. Both are the same array where the limit was declared when
+        the run was recorded: the samples were then counted, else buckets are, and one of them may
+        hold the limit.
+        """
+        top, windows, n = self.budget.threshold, self.windows, self.windows.n
+        counted = [series.over(top) for _, series in self.found]
+        exact = [over for over in counted if over is not None]
+        if len(exact) == len(counted):
+            parts = zip(exact, self.found, strict=True)
+            dense = [by_window(k, of.index, stage, windows.length_s) for k, (stage, of) in parts]
+            over = np.concatenate(dense)
+            beyond = over if self.budget.upper else n - over
+            return beyond, beyond
+        most, fewest = windows.over(top), windows.over(windows.at_or_above(top))
+        return (fewest, most) if self.budget.upper else (n - most, n - fewest)
+
+    @property
+    def far_beyond(self) -> bool:
+        """Whether every sample misses the budget's limit by a factor of two or more."""
+        if self.budget.upper:
+            return bool((self.windows.value >= 2 * self.budget.limit).all())
+        return self.largest <= self.budget.limit / 2
+
+    @property
+    def quantile(self) -> int | None:
+        """The sample's own quantile; None where it has too few samples to have one."""
+        assert self.budget.quantile is not None
+        if not stats.supported(self.windows.total, self.budget.quantile):
+            return None
+        return min(self.windows.quantile(self.budget.quantile), self.largest)

@@ -239,8 +239,8 @@ def pollaczek(load: float, q: float) -> float:
     return float(width * (at + (before - (1 - q)) / (before - here)) - width / 2)
 
 
-def many_servers(name: str, servers: int, load: float, sigma: float) -> Scenario:
-    """M/G/c, first come first served, lognormal service. Its truth is a far larger simulation."""
+def many_servers(name: str, servers: int, load: float, sigma: float | None) -> Scenario:
+    """M/G/c, first come first served. Its truth is a far larger simulation."""
 
     def draw(rng: np.random.Generator, runs: int, n: int, rate: float) -> Runs:
         at = np.empty((runs, n))
@@ -257,6 +257,15 @@ def many_servers(name: str, servers: int, load: float, sigma: float) -> Scenario
     )
 
 
+def service_times(
+    rng: np.random.Generator, mean: float, sigma: float | None, shape: tuple[int, int]
+) -> FloatArray:
+    """Draw from a lognormal law, or from the exponential one where there is no sigma."""
+    if sigma is None:
+        return rng.exponential(mean, shape)
+    return rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, shape)
+
+
 def _many_servers(rng, runs, n, servers, load, sigma):
     """Yield blocks of arrival times and times in the system, at one arrival a second."""
     mean = load * servers
@@ -266,7 +275,7 @@ def _many_servers(rng, runs, n, servers, load, sigma):
     for first in range(-BURN_IN, n, 1_000):
         size = min(1_000, n - first) if first >= 0 else 1_000
         gaps = rng.exponential(1.0, (size, runs))
-        service = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, (size, runs))
+        service = service_times(rng, mean, sigma, (size, runs))
         if first == 0:
             free -= now[:, None]
             now = np.zeros(runs)
@@ -284,19 +293,19 @@ def _many_servers(rng, runs, n, servers, load, sigma):
 
 
 BINS_PER_E = 4_000
-Law = tuple[int, float, float]  # servers, load, sigma of the service
+Law = tuple[int, float, float | None]  # servers, load, sigma of the service (None: exponential)
 known: dict[Law, FloatArray] = {}
 
 
-def simulated_survival(servers: int, load: float, sigma: float) -> FloatArray:
+def simulated_survival(servers: int, load: float, sigma: float | None) -> FloatArray:
     """Return the true share above each bin of the logarithm of the time in M/G/c."""
     law = (servers, load, sigma)
     if law in known:
         return known[law]
     counts = np.zeros(24 * BINS_PER_E, dtype=np.int64)
-    rng = np.random.default_rng([servers, round(100 * load), round(100 * sigma)])
+    rng = np.random.default_rng([servers, round(100 * load), round(100 * (sigma or 0))])
     for _, _, stay in _many_servers(rng, TRUTH_RUNS, TRUTH_N, servers, load, sigma):
-        place = ((np.log(stay) + 12) * BINS_PER_E).astype(np.int64)
+        place = np.maximum((np.log(stay) + 12) * BINS_PER_E, 0).astype(np.int64)
         counts += np.bincount(place.ravel(), minlength=len(counts))
     known[law] = 1 - np.cumsum(counts) / counts.sum()
     return known[law]
@@ -305,7 +314,7 @@ def simulated_survival(servers: int, load: float, sigma: float) -> FloatArray:
 TRUTH_RUNS, TRUTH_N = 4_000, 30_000
 
 
-def _simulated_quantile(servers: int, load: float, sigma: float, q: float) -> float:
+def _simulated_quantile(servers: int, load: float, sigma: float | None, q: float) -> float:
     survival = simulated_survival(servers, load, sigma)
     return float(np.exp((np.searchsorted(-survival, -(1 - q)) + 1) / BINS_PER_E - 12))
 

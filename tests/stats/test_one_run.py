@@ -13,14 +13,14 @@ from harness import stats
 QUANTILES = (0.5, 0.95, 0.99)
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 REDUCED = [
-    ("lognormal", 1_000, 800),
+    ("lognormal", 1_000, 500),
     ("bimodal", 5_000, 400),
     ("AR 0.9", 5_000, 400),
     ("AR 0.99", 20_000, 200),
     ("stalls of 0.3 s", 5_000, 400),
     ("regimes of 2 s", 5_000, 400),
-    ("M/G/1 0.5", 1_000, 800),
-    ("M/G/1 0.8", 5_000, 800),
+    ("M/G/1 0.5", 1_000, 500),
+    ("M/G/1 0.8", 5_000, 500),
     ("M/G/1 0.8", 20_000, 200),
     ("M/G/1 0.95", 20_000, 200),
 ]

@@ -38,7 +38,7 @@ PAGE = HERE.parent.parent / "docs" / "statistics.md"
 RUNS = {  # simulated runs of each cell, or pairs of them, by part of the page
     "overload": 400,
     "repeats": 1_000,
-    "service": 400,
+    "queues": 400,
     "shares": 1_000,
     "means": 2_000,
     "windows": 300,
@@ -74,7 +74,7 @@ def jobs(effort: float) -> Iterator[Job]:
     alike: tuple[tuple[str, Callable[..., Part], Iterable[Any], float], ...] = (
         ("overload", one_run.overload, one_run.OVERLOADED, 1),
         ("repeats", one_run.several_runs, one_run.REPEATS, 5),
-        ("service", one_run.service, one_run.SERVICE_SIGMAS, 5),
+        ("queues", one_run.queue, one_run.QUEUES, 100),
         ("shares", shares.judge_key, shares.every_key(), 3),
         ("means", shares.mean, shares.MEANS, 1),
         ("designs", two_runs.design, two_runs.DESIGNS, 5),
@@ -126,10 +126,10 @@ def learn(law: simulate.Law) -> tuple[simulate.Law, simulate.FloatArray]:
 
 def gathered(effort: float) -> Parts:
     """Simulate in as many processes as there are cores; true quantiles first, as all need them."""
-    laws = {*simulate.MANY_SERVERS.values(), *((8, 0.8, s) for s in one_run.SERVICE_SIGMAS)}
+    laws = {*simulate.MANY_SERVERS.values(), *(queue.law for queue in one_run.QUEUES)}
     workers, began = get_context("fork"), time.monotonic()
     with workers.Pool(os.cpu_count()) as pool:
-        simulate.known.update(pool.imap_unordered(learn, sorted(laws)))
+        simulate.known.update(pool.imap_unordered(learn, sorted(laws, key=repr)))
     print(
         f"true quantiles of {len(laws)} queues: {time.monotonic() - began:.0f} s", file=sys.stderr
     )
@@ -162,7 +162,7 @@ def fields(parts: Parts, effort: float) -> dict[str, str]:
         "coverage": one_run.coverage_table(cells),
         "overload": one_run.overload_table(ordered(parts, "overload")),
         "repeats": one_run.repeats_table(ordered(parts, "repeats")),
-        "service": one_run.service_table(ordered(parts, "service")),
+        "queues": one_run.queues_table(in_order(parts, "queues", one_run.QUEUES)),
         "service_sigma": f"{SERVICE_SIGMA:g}",
         "failures": shares.failures_table(in_order(parts, "shares", shares.every_key())),
         "means": shares.means_table(in_order(parts, "means", shares.MEANS)),

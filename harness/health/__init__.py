@@ -1,8 +1,9 @@
 """Was the generator fit to judge the target? Each check says what was measured and what it must be.
 
 A broken check makes its stage INVALID: what it cost cannot be told from what the target did. Where
-arrivals waited because every allowed user was busy with the target, the target is to blame: a
-broken budget then stands, only a met one is void (`Check.target_caused`).
+arrivals waited because every allowed user was busy with the target, the target is to blame
+(`Check.target_caused`), and where the scenario's code broke journeys off, the scenario is: a broken
+budget then stands, only a met one is void (`Check.fail_stands`).
 """
 
 from __future__ import annotations
@@ -15,23 +16,21 @@ import numpy as np
 
 from harness import stats
 from harness.budget import Budget
-from harness.recorder import RUN, Recording, StageWindow
+from harness.health.workers import generator_remedy
+from harness.recorder import CLOSED, RUN, Recording, StageWindow
 from harness.units import format_count, format_duration, format_rate, format_share
 
 SEND_LAG_LIMIT_NS = 10_000_000
 RATE_REACHED_MIN = 0.90
 CPU_LIMIT = 0.85
 CUT_OFF_LIMIT = 0.01
+RAISED_LIMIT = 0.01
 STALL_LIMIT_NS = 50_000_000
 GAPS_OFF_LIMIT = 0.05
 GAPS_CHANCE = 0.001
 UNSTAMPED_LIMIT = 0.01
-MOST_WORKERS = 1024  # that a plan may ask for
 _SEND_LAG_SHARE, _SEND_LAG_LEAST_NS, _SEND_LAG_MOST_NS = 0.05, 1_000_000, 100_000_000
 _FROM_START = ("ttft", "ttfo", "e2el", "e2el_all")
-_BUSY_CPU = 0.5
-_GOOD_CPU = 0.6  # of a worker's core, at its p95: what is recommended leaves room for bursts
-_MOST_CPU = 0.95  # beyond it the queue's formula gives anything
 _STEP_NOTICED_S = 1.0  # the transport samples the offset of the clocks once a second
 
 
@@ -47,11 +46,21 @@ class Check:
     why: str
     remedy: str
     target_caused: bool = False
+    scenario_caused: bool = False
+
+    @property
+    def fail_stands(self) -> bool:
+        """True when it takes back a PASS alone: what was measured is no better than it looks."""
+        return self.target_caused or self.scenario_caused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """All checks of a run, and the figures of its recorded stages that the trust line shows."""
+    """All checks of a run, and the figures of its recorded stages that the trust line shows.
+
+    `raised` journeys were ended by an exception of the scenario's own; `first_exception` is the
+    run's first.
+    """
 
     checks: tuple[Check, ...]
     planned: int
@@ -63,6 +72,8 @@ class Health:
     send_lag_limit_ns: int
     cpu_p95: float | None
     clock: str
+    raised: int = 0
+    first_exception: str | None = None
 
     @property
     def valid(self) -> bool:
@@ -101,6 +112,8 @@ def assess(recording: Recording, budgets: Iterable[Budget] = ()) -> Health:
         dropped=sum(total.dropped for total in totals),
         cut_off=sum(total.cut_off for total in totals),
         waited=sum(total.waited for total in totals),
+        raised=sum(total.raised for total in totals),
+        first_exception=recording.run.get("first_exception"),
         send_lag_p99_ns=max(
             (
                 lag
@@ -117,21 +130,22 @@ def assess(recording: Recording, budgets: Iterable[Budget] = ()) -> Health:
 
 def _stage_checks(recording: Recording, stage: StageWindow, lag_limit_ns: int) -> list[Check]:
     checks = []
-    lag = _send_lag_p99(recording, stage.name)
+    lag, cpu = _send_lag_p99(recording, stage.name), _cpu_p95(recording, stage)
+    stall_ns, gc_ns = recording.longest_pauses(stage)
+    helps = generator_remedy(recording, cpu, lag_ns=lag, limit_ns=lag_limit_ns, stall_ns=stall_ns)
     if lag is not None:
-        checks.append(_check_lag(recording, stage, lag, lag_limit_ns))
+        checks.append(_check_lag(recording, stage, lag, lag_limit_ns, helps))
     if stage.planned_rate_per_s is not None:
-        checks.append(_check_rate(recording, stage))
+        checks.append(_check_rate(recording, stage, helps))
         checks.append(_check_dropped(recording, stage))
         checks.append(_check_waited(recording, stage))
         checks += _check_arrivals(recording, stage, lag_limit_ns)
     checks.append(_check_cut_off(recording, stage.name))
+    checks.append(_check_raised(recording, stage.name))
     if recording.load_totals(stage.name).token_events:
         checks.append(_check_merged(recording, stage.name))
-    cpu = _cpu_p95(recording, stage)
     if cpu is not None:
-        checks.append(_check_cpu(recording, stage.name, cpu))
-    stall_ns, gc_ns = recording.longest_pauses(stage)
+        checks.append(_check_cpu(stage.name, cpu, helps))
     if stall_ns:
         checks.append(_check_stall(recording, stage.name, stall_ns, gc_ns))
     if _stamped_by_kernel(recording) and "clock_steps_s" in recording.run:
@@ -139,7 +153,9 @@ def _stage_checks(recording: Recording, stage: StageWindow, lag_limit_ns: int) -
     return checks
 
 
-def _check_lag(recording: Recording, stage: StageWindow, lag_ns: int, limit_ns: int) -> Check:
+def _check_lag(
+    recording: Recording, stage: StageWindow, lag_ns: int, limit_ns: int, helps: str
+) -> Check:
     return Check(
         name="Send lag, p99" if _shows_p99(recording, stage.name) else "Send lag, second largest",
         stage=stage.name,
@@ -147,67 +163,11 @@ def _check_lag(recording: Recording, stage: StageWindow, lag_ns: int, limit_ns: 
         must=f"< {format_duration(limit_ns)}",
         ok=lag_ns < limit_ns,
         why="late sends hide queueing: the target would look other than it is",
-        remedy=_lag_remedy(recording, _cpu_p95(recording, stage), lag_ns, limit_ns),
+        remedy=helps,
     )
 
 
-def _lag_remedy(recording: Recording, cpu: float | None, lag_ns: int, limit_ns: int) -> str:
-    """Name what helps: more workers for a busy generator, a quieter machine for an idle one."""
-    workers = int(recording.run.get("workers", 1))
-    if cpu is None:
-        return "lower the rate, use more workers or a machine with less other work"
-    used = f"the generator used {format_share(cpu)} of {_a_core(workers)}"
-    if cpu < _BUSY_CPU:
-        return f"{used}, so other work kept it waiting: use a quieter machine"
-    wanted = max(workers_for(cpu, workers), workers_for_wait(cpu, workers, limit_ns / lag_ns))
-    lag = format_duration(round(lag_ns * wait_ratio(cpu, workers / wanted)))
-    estimate = f" would cut the send lag to about {lag}, by estimate (an M/D/1 queue)"
-    return f"{used}: {_workers_wanted(recording, wanted, estimate)}"
-
-
-def workers_for(cpu: float, workers: int) -> int:
-    """Return how many workers would each use 60 % of a core where `workers` use `cpu` of theirs.
-
-    One more than there are at the least; the load is taken to split evenly.
-    """
-    return max(workers + 1, math.ceil(round(workers * cpu / _GOOD_CPU, 9)))
-
-
-def wait_ratio(cpu: float, factor: float) -> float:
-    """Return by what factor the mean wait changes when each worker has `factor` times its load.
-
-    In an M/D/1 queue of utilisation ρ and service time s it is ρ s / (2 (1 − ρ)), after Pollaczek
-    and Khinchine; the CPU's share of the core stands for ρ.
-    """
-    before = min(cpu, _MOST_CPU)
-    after = before * factor
-    return (after / (1 - after)) / (before / (1 - before))
-
-
-def workers_for_wait(cpu: float, workers: int, ratio: float) -> int:
-    """Return the fewest workers whose `wait_ratio` is below `ratio`, at most what a plan allows."""
-    before = min(cpu, _MOST_CPU)
-    odds = ratio * before / (1 - before)
-    return min(MOST_WORKERS, math.floor(workers * before * (1 + odds) / odds) + 1)
-
-
-def _workers_wanted(recording: Recording, wanted: int, estimate: str) -> str:
-    """Ask for workers, or for another machine where this one has no cores for them."""
-    cores = recording.run.get("machine", {}).get("cores")
-    if not cores or wanted <= cores:
-        return f"--workers {wanted}{estimate}"
-    return (
-        f"about {format_count(wanted)} workers are needed by estimate, this machine has "
-        f"{format_count(cores)} core{'' if cores == 1 else 's'}: use a larger machine, or "
-        f"{format_share(round(cores / wanted, 2))} of the load"
-    )
-
-
-def _a_core(workers: int) -> str:
-    return "its core" if workers == 1 else "the core of its busiest worker"
-
-
-def _check_rate(recording: Recording, stage: StageWindow) -> Check:
+def _check_rate(recording: Recording, stage: StageWindow, helps: str) -> Check:
     planned, in_time = _sent_in_time(recording, stage)
     reached = in_time / planned if planned else None
     totals = recording.load_totals(stage.name)
@@ -223,19 +183,10 @@ def _check_rate(recording: Recording, stage: StageWindow) -> Check:
             f"all {format_count(totals.max_in_flight)} users were busy with the target: raise "
             "max_in_flight or lower the rate"
             if users_busy
-            else _lower_or_more(recording, _cpu_p95(recording, stage))
+            else helps
         ),
         target_caused=users_busy,
     )
-
-
-def _lower_or_more(recording: Recording, cpu: float | None) -> str:
-    """Name the workers that the CPU's share asks for, where it is known and high."""
-    if cpu is None or cpu < _BUSY_CPU:
-        return "lower the rate, or use more workers or a quieter machine"
-    wanted = workers_for(cpu, int(recording.run.get("workers", 1)))
-    estimate = f" would bring it to about {format_share(_GOOD_CPU)}, by estimate, or lower the rate"
-    return _workers_wanted(recording, wanted, estimate)
 
 
 def _check_dropped(recording: Recording, stage: StageWindow) -> Check:
@@ -324,6 +275,22 @@ def _check_cut_off(recording: Recording, stage: str) -> Check:
     )
 
 
+def _check_raised(recording: Recording, stage: str) -> Check:
+    totals = recording.load_totals(stage)
+    share = totals.raised / totals.planned if totals.planned else 0.0
+    return Check(
+        name="Exceptions of the scenario",
+        stage=stage,
+        measured=f"{_part(totals.raised, totals.planned)} arrivals ({format_share(share)})",
+        must=f"≤ {format_share(RAISED_LIMIT)}",
+        ok=share <= RAISED_LIMIT,
+        why="a journey that the scenario's own code broke off made other requests than planned",
+        remedy="see the traceback in locust.log; where a reply is wrong, raise RequestFailed or "
+        "call fail() of its step, which count as a failure of the step",
+        scenario_caused=True,
+    )
+
+
 def _check_merged(recording: Recording, stage: str) -> Check:
     """Never broken by itself: a target that sends two tokens in one packet merges them too."""
     totals = recording.load_totals(stage)
@@ -340,7 +307,7 @@ def _check_merged(recording: Recording, stage: str) -> Check:
     )
 
 
-def _check_cpu(recording: Recording, stage: str, cpu: float) -> Check:
+def _check_cpu(stage: str, cpu: float, helps: str) -> Check:
     return Check(
         name="Generator CPU, p95",
         stage=stage,
@@ -348,7 +315,7 @@ def _check_cpu(recording: Recording, stage: str, cpu: float) -> Check:
         must=f"< {format_share(CPU_LIMIT)}",
         ok=cpu < CPU_LIMIT,
         why="a busy generator reads its own clock late",
-        remedy=_lower_or_more(recording, cpu),
+        remedy=helps,
     )
 
 
@@ -422,8 +389,12 @@ def _check_unstamped(recording: Recording) -> list[Check]:
 
 def _run_checks(recording: Recording) -> list[Check]:
     status = recording.run.get("status", "unknown")
-    ended = {"running": "never ended (a crash?)", "crashed": "crashed"}.get(status, status)
-    lost = recording.missing_histograms + int(recording.run.get("lost_reports", 0))
+    crashed = recording.run.get("crashed")
+    why = ", ".join(map(str, crashed)) if isinstance(crashed, list) else ""
+    ended = {
+        "running": "never ended (a crash, or a full disk?)",
+        "crashed": why or "crashed",
+    }.get(status, status)
     clamped = recording.clamped
     return [
         Check(
@@ -431,30 +402,55 @@ def _run_checks(recording: Recording) -> list[Check]:
             stage=None,
             measured=ended,
             must="complete, interrupted or aborted",
-            ok=status in ("complete", "interrupted", "aborted"),
+            ok=status in CLOSED,
             why="a crash loses what was in flight",
-            remedy="see locust.log in the run's folder",
+            remedy="see locust.log in the run's folder (what is killed leaves nothing there)",
         ),
+        _check_lost(recording),
         Check(
-            name="Lost records",
-            stage=None,
-            measured=format_count(lost),
-            must="0",
-            ok=lost == 0,
-            why="samples that are missing may be the slow ones",
-            remedy="check the disk and the workers, then run again",
-        ),
-        Check(
-            name="Samples outside 0 to 1 h",
+            name="Samples outside 0 to 1 h or $36",
             stage=None,
             measured=format_count(clamped),
             must="0",
             ok=clamped == 0,
             why="they are counted at the edge of the range",
-            remedy="set a timeout below 1 h; a negative time means that the clock was changed",
+            remedy="set a timeout below 1 h and divide a step of more than $36; a negative time "
+            "means that the clock was changed",
         ),
         *_check_unstamped(recording),
     ]
+
+
+def _check_lost(recording: Recording) -> Check:
+    found, reports = recording.losses, int(recording.run.get("lost_reports", 0))
+    parts = [
+        (reports, _counted(reports, "worker report")),
+        (found.intervals, f"{_part(found.intervals, found.all_intervals)} intervals"),
+        (found.arrivals > 0, f"{_part(found.arrivals, found.all_arrivals)} arrivals"),
+        (found.arrivals < 0, f"{_counted(-found.arrivals, 'arrival')} too many"),
+        (found.extra, f"{_counted(found.extra, 'interval')} too many"),
+        (found.histograms, _counted(found.histograms, "histogram")),
+        (found.orphans, f"{_counted(found.orphans, 'histogram')} without an interval"),
+    ]
+    said = [text for n, text in parts if n]
+    return Check(
+        name="Lost records",
+        stage=None,
+        measured=", ".join(said) or "none",
+        must="none",
+        ok=not said,
+        why="samples that are missing may be the slow ones",
+        remedy="copy the run's folder again if it is a copy; else check the disk and the workers, "
+        "and run again",
+    )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{format_count(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def _part(n: int, whole: int) -> str:
+    return f"{format_count(n)} of {format_count(whole)}"
 
 
 def _shows_p99(recording: Recording, stage: str) -> bool:

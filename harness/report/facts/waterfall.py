@@ -13,17 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.recorder import Journey, Recording
+from harness.report.facts.subject import WhyNot, stage_name
 from harness.verdict import BudgetVerdict
 
 MIN_SLOW = 10
 MOST_BARS = 8  # with more steps a table shows them better
-
-
-@dataclass(frozen=True, slots=True)
-class WhyNot:
-    """Why a chart is left out."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +105,8 @@ def _waterfall(
     slow = [j for j in journeys if j.duration_ns >= bar]
     if len(slow) < MIN_SLOW:
         return WhyNot(
-            f"Needs at least {MIN_SLOW} slow journeys (above p99) of {root} in {stage}, "
-            f"has {len(slow)}."
+            f"Needs at least {MIN_SLOW} slow journeys (above p99) of {root} in "
+            f"{stage_name(stage)}, has {len(slow)}."
         )
     return _compare(stage, root, middle, slow)
 
