@@ -57,11 +57,6 @@ class WindowEvidence:
         """Return the first window of a span, and the one after its last."""
         return self.ends[span - 1] if span else 0, self.ends[span]
 
-    @property
-    def share_broke(self) -> float:
-        """Return the share of all spans that broke the limit."""
-        return len(self.broke) / self.spans
-
 
 def window_evidence(
     windows: Windows,
