@@ -118,7 +118,7 @@ def tinyproxy(folder: Path, allowed: str) -> Iterator[str]:
 def microsocks() -> Iterator[str]:
     """Run a SOCKS5 proxy."""
     port = _free_port()
-    with _running(["microsocks", "-q", "-i", "127.0.0.1", "-p", str(port)], port):
+    with _running(["microsocks", "-i", "127.0.0.1", "-p", str(port)], port):
         yield f"socks5://127.0.0.1:{port}"
 
 

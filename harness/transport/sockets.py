@@ -7,6 +7,7 @@ not block; the handler that watches the socket decides when.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections import deque
 from contextlib import suppress
@@ -35,6 +36,7 @@ from harness.transport.tls import TlsLayer
 _Socket = monkey.get_original("socket", "socket")
 _getaddrinfo = monkey.get_original("socket", "getaddrinfo")
 _READ_BYTES = 65536
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 
 
 class StampedSocket:
@@ -44,12 +46,23 @@ class StampedSocket:
     end, ssl.SSLEOFError for one without TLS's close_notify, or an error of TLS.
     """
 
-    __slots__ = ("_clock", "_handler", "_layers", "_outbox", "_poller", "_sock", "_waiter", "end")
+    __slots__ = (
+        "_acks_at_once",
+        "_clock",
+        "_handler",
+        "_layers",
+        "_outbox",
+        "_poller",
+        "_sock",
+        "_waiter",
+        "end",
+    )
 
     def __init__(self, poller: Poller, clock: KernelClock | None) -> None:
         self._poller = poller
         self._clock = clock
         self._sock: Any = None
+        self._acks_at_once = False
         self._layers: tuple[TlsLayer, ...] = ()  # the outermost first
         self._outbox: deque[memoryview] = deque()
         self._waiter: Waiter | None = None
@@ -75,6 +88,15 @@ class StampedSocket:
     def connect_unix(self, path: str) -> None:
         """Connect to the socket that is a file."""
         self._connect(_Socket(AF_UNIX, SOCK_STREAM), path)
+
+    def acknowledge_at_once(self) -> None:
+        """Acknowledge all that comes in without delay.
+
+        Who sends with Nagle's algorithm holds a token back until the one before is acknowledged,
+        which the kernel puts off for up to 40 ms.
+        """
+        self._acks_at_once = _QUICKACK is not None
+        self._acknowledge()
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> str | None:
         """Shake hands inside what there is; returns the protocol agreed on by ALPN."""
@@ -148,6 +170,8 @@ class StampedSocket:
         except (BlockingIOError, InterruptedError):
             return None
         t_ns = monotonic_ns()
+        if self._acks_at_once:  # again, as the kernel forgets it
+            self._acknowledge()
         if not data:
             self.end = EOFError()
         elif self._clock is not None:
@@ -201,6 +225,10 @@ class StampedSocket:
         if sock is not None:
             self._poller.remove(sock.fileno())
             sock.close()
+
+    def _acknowledge(self) -> None:
+        if _QUICKACK is not None:
+            self._sock.setsockopt(IPPROTO_TCP, _QUICKACK, 1)
 
     def _say(self) -> None:
         """Send what TLS has to say by itself, such as a new key; what is under way goes first.

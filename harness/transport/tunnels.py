@@ -55,6 +55,7 @@ class Proxy:
         Raises httpx.ProxyError when it declines, and what a socket raises.
         """
         socket.connect(self.host, self.port)
+        socket.acknowledge_at_once()
         if proxy_context is not None:
             socket.start_tls(proxy_context, self.host)
         if self.forwards(origin):
