@@ -22,6 +22,7 @@ from ssl import SSLContext
 import gevent
 import httpx
 
+from harness.hosts import UNIX, with_kept_case
 from harness.http1 import ProtocolViolation
 from harness.http2 import StreamUnprocessed
 from harness.plan import Target
@@ -30,7 +31,6 @@ from harness.transport.connection import Connection
 from harness.transport.exchange import Exchange
 from harness.transport.messages import (
     STAMPS,
-    UNIX,
     BuiltMessage,
     Decoded,
     Fetched,
@@ -79,7 +79,7 @@ def open_transport(target: Target, url: str) -> Transport:
         cert=target.cert,
         key=target.key,
         routes=Routes.of(target),
-        target=origin_of(httpx.URL(url)),
+        target=origin_of(httpx.URL(with_kept_case(url))),
     )
 
 

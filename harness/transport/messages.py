@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote
 
 import httpx
 
+from harness.hosts import UNIX, decoded_host
 from harness.http1 import Head
 
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
-UNIX = "http+unix"
 _PORTS = {"http": 80, "https": 443, UNIX: 0}
 _LENGTH = re.compile(rb"\r\ncontent-length: ([^\r]*)", re.IGNORECASE)
 _ZONE = re.compile(rb"%[^\]]*")
@@ -184,7 +183,7 @@ class ForwardedMessage(NamedTuple):
 
 def http2_fields(method: str, url: httpx.URL, fields: Iterable[tuple[bytes, bytes]]) -> Fields:
     """Return a request's fields as HTTP/2 has them: what the start line says, then the others."""
-    authority = url.netloc
+    authority = _ZONE.sub(b"", url.netloc)
     rest: Fields = []
     for name, value in fields:
         low = name.lower()
@@ -254,13 +253,8 @@ def origin_of(url: httpx.URL) -> Origin:
     if scheme not in _PORTS:
         raise httpx.UnsupportedProtocol(f"{scheme or 'no'} protocol: http and https are supported")
     if "%" in host:
-        return scheme, _decoded_host(host), 0 if scheme == UNIX else url.port or _PORTS[scheme]
+        host = decoded_host(scheme, host)
     return scheme, host, url.port or _PORTS[scheme]
-
-
-def _decoded_host(host: str) -> str:
-    """Return the path of a unix socket, or an IPv6 address with its zone (RFC 6874)."""
-    return unquote(host) if "%25" in host or "%2f" in host.lower() else host
 
 
 def _fields(request: httpx.Request) -> Fields:

@@ -10,10 +10,16 @@ from harness.errors import UserError
 
 _ABOUT_US = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _READ_BYTES = 65536
-_REMEDY = (
-    "the target's verify: may name the file or folder of the certificates to trust, such as your "
-    "own CA's (verify: ca.pem), or be false to trust any"
+_UNTRUSTED = (
+    "if it is to be trusted, the target's verify: names the file or folder of its CA certificates "
+    "(verify: ca.pem); verify: false trusts any"
 )
+_REMEDIES = {  # by OpenSSL's codes, x509_vfy.h
+    9: "it is not valid yet; the target's verify: false trusts it all the same",
+    10: "it must be renewed; the target's verify: false trusts it all the same",
+    62: "name the target as its certificate does; the target's verify: false trusts any name",
+    64: "name the target as its certificate does; the target's verify: false trusts any address",
+}
 
 
 class TlsLayer:
@@ -107,7 +113,7 @@ def refusal(error: BaseException) -> str | None:
             return None
         error = cause
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{error}; {_REMEDY}"
+        return f"{error}; {_REMEDIES.get(error.verify_code, _UNTRUSTED)}"
     reason = error.reason or ""
     if "ALERT" not in reason or not any(word in reason for word in _ABOUT_US):
         return None
