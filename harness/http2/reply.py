@@ -104,7 +104,10 @@ class StreamReply:
         self.end_t_ns = t_ns
 
     def settle(self, t_ns: int) -> None:
-        """Make one piece of what a read brought."""
-        if self._parts:
-            self._new.append((b"".join(self._parts), t_ns))
-            self._parts.clear()
+        """Make one piece of what a read brought, even if it was taken in in two goes."""
+        if not self._parts:
+            return
+        if self._new and self._new[-1][1] == t_ns:
+            self._parts.insert(0, self._new.pop()[0])
+        self._new.append((b"".join(self._parts), t_ns))
+        self._parts.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from struct import Struct
 
@@ -12,7 +13,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from harness.http1 import ProtocolViolation, Truncated
+from harness.http1 import Piece, ProtocolViolation, Truncated
 from harness.http2.reply import StreamReply, StreamUnprocessed
 
 _STREAM_WINDOW_BYTES = 1 << 30
@@ -21,6 +22,7 @@ _FIRST_WINDOW_BYTES = 65535
 _MAX_FRAME_BYTES = 16384  # as we do not ask for more
 _MAX_STREAM_ID = (1 << 31) - 1
 _GOAWAY_SHOWN_BYTES = 200
+_MOST_STEPS = 8  # heads and ends taken in at a time; with a head each, some 150 µs of CPU
 
 _FRAME = Struct(">HBBBL")  # length (two high bytes, low byte), type, flags, stream
 _FRAME_BYTES = _FRAME.size
@@ -34,8 +36,8 @@ _END_STREAM, _PADDED = 1, 8
 class Session:
     """What goes over one connection; `to_send` is to be sent after every call.
 
-    `receive` and `eof` return the replies that have something new. A stream's failure stands in its
-    reply; what is raised, ProtocolViolation, is the connection's, and fails all its replies.
+    `receive`, `go_on` and `eof` return the replies that have something new. A stream's failure
+    stands in its reply, one that is the connection's in `broken`; `eof` then fails all replies.
     """
 
     def __init__(self, *, max_body_bytes: int) -> None:
@@ -57,13 +59,17 @@ class Session:
         self._max_body_bytes = max_body_bytes
         self._replies: dict[int, StreamReply] = {}
         self._highest_id = 0
+        self._reads: deque[Piece] = deque()  # those that are not taken in yet
         self._held = b""  # a frame of which the end has not come
+        self._steps = 0
         self._used_bytes = 0  # of the connection's window
         self._updates: list[bytes] = []
         self.settled = False
         """True when the other side has sent its settings."""
         self.leaving = ""
         """Why no more streams may be begun; empty while they may."""
+        self.broken: ProtocolViolation | None = None
+        """What the other side must not do and did; nothing is taken in after it."""
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_WINDOW_BYTES - _FIRST_WINDOW_BYTES)
 
@@ -110,35 +116,57 @@ class Session:
         return data
 
     def receive(self, data: bytes, t_ns: int) -> Iterable[StreamReply]:
-        """Take in what one read brought."""
+        """Take in what one read brought; if it is much, `go_on` does the rest."""
+        self._reads.append((data, t_ns))
+        return self.go_on()
+
+    @property
+    def behind(self) -> bool:
+        """True while there is something to `go_on` with."""
+        return bool(self._reads) and self.broken is None
+
+    def go_on(self) -> Iterable[StreamReply]:
+        """Take in more of what was read, about a millisecond's worth."""
+        self._steps = 0
         touched: dict[int, StreamReply] = {}
-        if self._held:
-            data = self._held + data
-        at, end = 0, len(data)
-        try:
-            while end - at >= _FRAME_BYTES:
-                high, low, kind, flags, stream_id = _FRAME.unpack_from(data, at)
-                length = high << 8 | low
-                if length > _MAX_FRAME_BYTES:
-                    raise ProtocolViolation(f"a frame of {length:,} bytes")
-                start, at = at, at + _FRAME_BYTES + length
-                if at > end:
-                    at = start
-                    break
-                if kind == _DATA:
-                    payload = data[start + _FRAME_BYTES : at]
-                    self._data(stream_id & _MAX_STREAM_ID, flags, payload, t_ns, touched)
-                elif kind == _GOAWAY:
-                    self._goaway(data[start + _FRAME_BYTES : at], touched)
-                else:
-                    self._other(data[start:at], t_ns, touched)
-        except ProtocolError as error:
-            raise ProtocolViolation(f"HTTP/2: {error}") from error
-        finally:
-            self._held = data[at:]
-            for reply in touched.values():
+        while self.behind and self._steps < _MOST_STEPS:
+            data, t_ns = self._reads.popleft()
+            of_read: dict[int, StreamReply] = {}
+            try:
+                self._take_in(self._held + data if self._held else data, t_ns, of_read)
+            except ProtocolViolation as error:
+                self.broken = error
+            except ProtocolError as error:
+                self.broken = ProtocolViolation(f"HTTP/2: {error}")
+            for reply in of_read.values():
                 reply.settle(t_ns)
+            touched |= of_read
         return touched.values()
+
+    def _take_in(self, data: bytes, t_ns: int, touched: dict[int, StreamReply]) -> None:
+        """Take in the frames that are whole, until there were too many of those that cost much."""
+        at, end = 0, len(data)
+        self._held = b""
+        while end - at >= _FRAME_BYTES:
+            if self._steps >= _MOST_STEPS:
+                self._reads.appendleft((data[at:], t_ns))
+                return
+            high, low, kind, flags, stream_id = _FRAME.unpack_from(data, at)
+            length = high << 8 | low
+            if length > _MAX_FRAME_BYTES:
+                raise ProtocolViolation(f"a frame of {length:,} bytes")
+            start, stop = at + _FRAME_BYTES, at + _FRAME_BYTES + length
+            if stop > end:
+                break
+            if kind == _DATA:
+                self._data(stream_id & _MAX_STREAM_ID, flags, data[start:stop], t_ns, touched)
+            elif kind == _GOAWAY:
+                self._goaway(data[start:stop], touched)
+            else:
+                self._steps += 1
+                self._other(data[at:stop], t_ns, touched)
+            at = stop
+        self._held = data[at:]
 
     def eof(self, error: Exception | None = None) -> list[StreamReply]:
         """The connection is over; returns the replies that are broken off by that."""
@@ -184,6 +212,7 @@ class Session:
     def _ended(self, reply: StreamReply, t_ns: int) -> None:
         """The stream ended in DATA, of which `h2` does not know."""
         reply.end(t_ns)
+        self._steps += 1
         if reply.unsent:  # nobody wants the rest of the request
             self.cancel(reply, ErrorCodes.NO_ERROR)
             return

@@ -15,7 +15,6 @@ from typing import TypeVar
 import httpx
 from gevent.event import Event
 
-from harness.http1 import ProtocolViolation
 from harness.http2 import Session, StreamReply
 from harness.transport.exchange import ANYTHING, MAX_BODY_BYTES, Exchange
 from harness.transport.messages import Message
@@ -32,6 +31,7 @@ class Multiplexed:
 
     __slots__ = (
         "_failure",
+        "_going_on",
         "_last_ns",
         "_poller",
         "_session",
@@ -48,6 +48,7 @@ class Multiplexed:
         self._session = Session(max_body_bytes=MAX_BODY_BYTES)
         self._streams: dict[int, Stream] = {}
         self._last_ns = 0  # the stamp of the last read: none after it is earlier
+        self._going_on = False
         self._started = Event()
         self._failure: Exception | None = None
         self._writing = False  # whether the socket is watched for room
@@ -109,39 +110,50 @@ class Multiplexed:
 
     def _on_ready(self) -> None:
         try:
-            self._receive()
+            read = self._socket.receive(self._last_ns)
+            if read is not None:
+                self._last_ns = read[1]
+                self._take_in(*read)
+            elif self._session.behind:
+                self._settle(self._session.go_on())
+            else:
+                self._flush()
         except Exception as error:  # noqa: BLE001 - who waits must hear of it, whatever it is
             self._over(error)
 
-    def _receive(self) -> bool:
-        """Take in what one read brings; False when there is nothing to read now."""
-        read = self._socket.receive(self._last_ns)
-        if read is None:
-            self._flush()
-            return False
-        data, t_ns = read
-        self._last_ns = t_ns
-        self._take_in(data, t_ns)
+    def _take_in(self, data: bytes, t_ns: int) -> None:
+        self._settle(self._session.receive(data, t_ns))
         end = self._socket.end
         if end is not None and not self.gone:
+            while self._session.behind:
+                self._settle(self._session.go_on())
             self._over(None if isinstance(end, EOFError | ssl.SSLEOFError) else end)
-        return True
 
-    def _take_in(self, data: bytes, t_ns: int) -> None:
+    def _settle(self, replies: Iterable[StreamReply]) -> None:
+        """Tell whom it concerns what is new, and see what is to be done then."""
         session = self._session
-        try:
-            self._notify(session.receive(data, t_ns))
-        except ProtocolViolation as error:
+        self._notify(replies)
+        if session.broken is not None:
             with suppress(OSError):
                 self._socket.write(session.to_send())
                 self._socket.flush()
-            self._over(error)
+            self._over(session.broken)
             return
         self._flush()
-        if session.leaving and not session.streams:
-            self._over(None)
-        elif session.settled:
+        if session.settled:
             self._started.set()
+        if session.behind:
+            if not self._going_on:
+                self._going_on = True
+                self._poller.next_turn(self._go_on)
+        elif session.leaving and not session.streams:
+            self._over(None)
+
+    def _go_on(self) -> None:
+        """See what has come in meanwhile, and take in the next part of it all."""
+        self._going_on = False
+        if not self.gone:
+            self._on_ready()
 
     def _flush(self) -> None:
         """Send what there is to send; what was answered before a failure is taken in."""
@@ -157,7 +169,7 @@ class Multiplexed:
                 self._writing = writing
                 socket.watch_writing(on=writing)
         except OSError as error:
-            with suppress(OSError, ProtocolViolation):
+            with suppress(OSError):
                 while not self.gone and self._read_last():
                     pass
             self._over(error)
@@ -167,6 +179,8 @@ class Multiplexed:
         if read is None or self._socket.end is not None:
             return False
         self._notify(self._session.receive(*read))
+        while self._session.behind:
+            self._notify(self._session.go_on())
         return True
 
     def _notify(self, replies: Iterable[StreamReply]) -> None:

@@ -95,6 +95,16 @@ class Poller:
         self._woke = True
         self._hub.loop.run_callback(call, *args)
 
+    def next_turn(self, call: Callable[[], object]) -> None:
+        """Call something from the hub when the sockets have been looked at once more."""
+        self._woke = True
+        timer = self._hub.loop.timer(0)
+        timer.start(self._later, timer, call)
+
+    def _later(self, timer: Any, call: Callable[[], object]) -> None:
+        timer.close()
+        call()
+
     def _turn(self) -> None:
         began_ns = time.monotonic_ns()
         self._woke = False
