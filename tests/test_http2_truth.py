@@ -141,6 +141,21 @@ def test_over_http2_the_times_are_the_servers_own(
     check_against_the_truth(way, replies)
 
 
+def test_a_server_that_limits_streams_and_ends_connections_loses_no_request(
+    program: Path, authority: dict[str, Path], tmp_path: Path, require: Callable[[str], str]
+) -> None:
+    require("nginx")
+    cert, dump = authority["cert"], tmp_path / "dump"
+    with exact_server(program, dump) as upstream:
+        front = fronts.nginx(
+            tmp_path, upstream, cert, cert.with_suffix(".key"), streams=3, requests=5
+        )
+        with front as url:
+            way = Way(Target(url=url, verify=authority["ca"], http2=True), "HTTP/2", dump)
+            replies = ask(way, 16, 6)
+    check_against_the_truth(way, replies)
+
+
 @pytest.mark.parametrize("streams", [1, 4, 64])
 @pytest.mark.parametrize("proxy", ["tinyproxy", "microsocks"])
 @pytest.mark.parametrize("way", ["plain", "tls", "http2"])
