@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable
@@ -114,16 +113,6 @@ def test_the_environments_proxy_has_secrets_too_unless_it_is_not_asked(
     assert HIDDEN not in secrets(load(folder, "trust_env: false"))
 
 
-def test_http2_needs_the_package_h2(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(folder, "http2: true").target.http2
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert refused(folder, "http2: true") == (
-        "plan.yaml:4:10: found true, but HTTP/2 needs the package h2, which is not installed; "
-        "install it: pip install h2"
-    )
-    assert not load(folder, "http2: false").target.http2
-
-
 def test_http2_needs_https_also_in_the_url_of_an_option(folder: Path) -> None:
     plan = load(folder, "http2: true")
     with pytest.raises(PlanError, match=r"needs an https URL.*found http://b\.test"):
@@ -201,11 +190,11 @@ def test_a_run_through_a_proxy_says_so_in_its_record_and_its_report(
         monkeypatch.setenv("HTTP_PROXY", through.replace("//", f"//me:{HIDDEN}@"))
         done = invoked("run", "plan.yaml", "--target", "http://a.test", "--out", "run")
     assert done.exit_code in (0, 3, 4, 5), done.output  # it was judged, however
-    clock = f"monotonic, stamped in user space: through the proxy {through}"
-    assert run_json(folder / "run")["clock"] == clock
+    clock = run_json(folder / "run")["clock"]
+    assert clock.endswith(f": through the proxy {through}")
     verdict = json.loads((folder / "run" / "verdict.json").read_text())
     assert verdict["health"]["clock"] == clock
-    assert clock.partition(", ")[2] in (folder / "run" / "report.html").read_text()
+    assert clock.partition(": ")[2] in (folder / "run" / "report.html").read_text()
     for file in (folder / "run").iterdir():
         assert file.is_dir() or HIDDEN.encode() not in file.read_bytes(), file
     assert HIDDEN not in done.output

@@ -19,9 +19,11 @@ import pytest
 from harness import transport as transport_module
 from harness.http1 import ResponseReader
 from harness.transport import STAMPS, WHOLE, Stamps, Transport
-from harness.transport import connection as connection_module
 from harness.transport import poller as poller_module
+from harness.transport import sockets as sockets_module
 from harness.transport.clock import KERNEL, USER
+from harness.transport.connection import Connection
+from harness.transport.messages import BuiltMessage
 from harness.wire import SSEDecoder
 
 pytestmark = pytest.mark.swarm
@@ -301,7 +303,7 @@ def test_the_run_says_which_clock_stamps(way: str) -> None:
 def test_where_no_stamps_come_the_run_says_user_clock_though_the_kernel_may_promise_them(
     monkeypatch: pytest.MonkeyPatch, says: bool
 ) -> None:
-    monkeypatch.setattr(connection_module, "ask_for_stamps", lambda _: says)
+    monkeypatch.setattr(sockets_module, "ask_for_stamps", lambda _: says)
     transport = Transport(kernel_stamps=True)
     with load.serving(Counting()) as url, client(transport, url) as http:
         stamps = stamps_of(http.get("/"))
@@ -461,19 +463,22 @@ def test_an_early_reply_that_was_there_before_the_write_failed_is_returned() -> 
         connection.sendall(load.answer(status="413 Content Too Large"))
         connection.close()
 
-    connection = connection_module.Connection(Transport().poller, None)
+    transport = Transport()
     with load.serving(refuse) as url:
-        connection.open("127.0.0.1", int(url.rpartition(":")[2]), tls=None)
-        connection._poller.change(connection._sock.fileno(), lambda: None, mask=0)
-        connection._sock.send(b"POST / HTTP/1.1\r\n")
+        stamped = sockets_module.StampedSocket(transport.poller, None)
+        stamped.connect("127.0.0.1", int(url.rpartition(":")[2]))
+        connection = Connection(transport.poller, stamped)
+        transport.poller.change(stamped._sock.fileno(), lambda: None, mask=0)
+        stamped._sock.send(b"POST / HTTP/1.1\r\n")
         gevent.sleep(0.05)  # the reply and the close are here, and nobody has looked
-        reader = ResponseReader(method="POST")
-        connection.send(bytes(BIG), reader)
-    assert reader.head is not None
-    assert reader.head.status == 413
+        request = httpx.Request("POST", url, content=bytes(BIG))
+        connection.send(BuiltMessage.of(request))
+    assert connection.reader is not None
+    assert connection.reader.head is not None
+    assert connection.reader.head.status == 413
     assert connection.gone
     connection.close()
-    assert connection._poller.watched == 0
+    assert transport.poller.watched == 0
 
 
 def test_a_reply_that_begins_early_does_not_stop_the_request() -> None:
@@ -575,18 +580,18 @@ def test_of_several_addresses_the_first_that_answers_is_taken(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = unused.getsockname()[1]
-        find = connection_module._addresses
+        find = sockets_module._addresses
         transport = Transport()
         with load.serving(Counting()) as url, client(transport, url) as http:
             monkeypatch.setattr(
-                connection_module,
+                sockets_module,
                 "_addresses",
                 lambda host, port: [*find(host, dead), *find(host, port), *find(host, dead)],
             )
             assert http.get("/").status_code == 200
             assert http.get("/").status_code == 200
             assert transport.poller.watched == 1
-        monkeypatch.setattr(connection_module, "_addresses", lambda host, _: find(host, dead) * 3)
+        monkeypatch.setattr(sockets_module, "_addresses", lambda host, _: find(host, dead) * 3)
         with client(transport, url) as http, pytest.raises(httpx.ConnectError, match="refused"):
             http.get("/")
         assert transport.poller.watched == 0
@@ -651,7 +656,7 @@ def test_what_happened_on_an_idle_connection_is_seen_though_the_hub_had_no_turn(
     with load.serving(close) as url, client(transport, url) as http:
         http.get("/")
         (kept,) = next(iter(transport._idle.values()))
-        transport.poller.change(kept._sock.fileno(), lambda: None, mask=0)
+        transport.poller.change(kept._socket._sock.fileno(), lambda: None, mask=0)
         gevent.sleep(0.02)
         again = stamps_of(http.get("/"))
     assert again.connect_ns > 0
@@ -808,7 +813,7 @@ def test_thousands_of_connections_leave_nothing_behind() -> None:
 
     def left() -> int:
         gc.collect()
-        return sum(isinstance(one, connection_module.Connection) for one in gc.get_objects())
+        return sum(isinstance(one, Connection) for one in gc.get_objects())
 
     with load.serving(server) as url, client(transport, url) as http:
         gevent.joinall([gevent.spawn(ask, http) for _ in range(20)], raise_error=True)

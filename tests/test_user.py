@@ -28,7 +28,7 @@ from harness.errors import RequestFailed, UserError
 from harness.inputs import Input, Inputs
 from harness.swarm.dispatch import Arrival
 from harness.swarm.user import ModelUser, step
-from harness.transport import connection as connection_module
+from harness.transport import sockets as sockets_module
 
 pytestmark = pytest.mark.swarm
 
@@ -462,13 +462,13 @@ def test_the_waiting_for_a_user_is_recorded_when_the_request_fails_too() -> None
 def test_connecting_is_recorded_apart_and_kept_out_of_the_send_lag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resolve = connection_module._addresses
+    resolve = sockets_module._addresses
 
     def slowly(*args: Any, **options: Any) -> Any:
         gevent.sleep(0.5)
         return resolve(*args, **options)
 
-    monkeypatch.setattr(connection_module, "_addresses", slowly)
+    monkeypatch.setattr(sockets_module, "_addresses", slowly)
     with load.serving(ndjson) as url:
         seen = make_run(url)
         do(lambda user: user.predict(PREDICT), seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PlainValidator,
@@ -190,15 +188,6 @@ def _proxy(value: object) -> str:
     return value
 
 
-def _http2(value: bool) -> bool:
-    if value and importlib.util.find_spec("h2") is None:
-        raise ValueError(
-            "found true, but HTTP/2 needs the package h2, which is not installed; install it: "
-            "pip install h2"
-        )
-    return value
-
-
 def _header(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("found a header that is not text; put it in quotes")  # noqa: TRY004 - pydantic wants it
@@ -228,7 +217,7 @@ Verify = Annotated[
     bool | Path, PlainValidator(_verify), WithJsonSchema({"type": ["boolean", "string"]})
 ]
 Proxy = Annotated[str, PlainValidator(_proxy), WithJsonSchema({"type": "string"})]
-Http2 = Annotated[bool, BeforeValidator(_flag), AfterValidator(_http2)]
+Http2 = Annotated[bool, BeforeValidator(_flag)]
 Headers = dict[Annotated[str, Field(pattern=HEADER_NAME)], Annotated[str, BeforeValidator(_header)]]
 
 

@@ -93,9 +93,7 @@ class TargetEntry(Written):
         description="Proxy for all requests, like http://proxy:3128, or socks5://proxy:1080 with "
         "the package socksio. Secrets: ${VAR}.",
     )
-    http2: Http2 = Field(
-        False, description="Offer HTTP/2 to an https target; needs the package h2."
-    )
+    http2: Http2 = Field(False, description="Offer HTTP/2 to an https target.")
     trust_env: Flag = Field(
         True,
         description="Without a proxy here, use that of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, "

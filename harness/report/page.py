@@ -243,7 +243,8 @@ def _trust(verdict: Verdict, findings: Findings) -> dict[str, Any]:
         facts.append((f"generator CPU {words.percent(health.cpu_p95)}", ""))
     if health.clock != "unknown":
         kind, _, how = health.clock.partition(", ")
-        facts.append((f"{kind} clock", how if "user space" in how else ""))
+        way = how.partition(": ")[2]
+        facts.append((f"{kind} clock", how if "user space" in how else way))
     said = [
         f"{c.name}{f' in {words.stage_name(c.stage)}' if c.stage else ''}: {c.measured}, "
         f"must be {c.must}. What helps: {c.remedy}."

@@ -20,7 +20,7 @@ from harness.plan import Plan
 from harness.recorder import Limits, Recorder
 from harness.swarm.journey import Run
 from harness.swarm.pauses import Pauses
-from harness.transport.routes import open_transport
+from harness.transport import open_transport
 
 
 def limits_of(budgets: Iterable[Budget]) -> Limits:

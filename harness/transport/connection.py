@@ -1,117 +1,46 @@
-"""One HTTP/1.1 connection: it connects, sends a request, collects the stamped reads of the reply.
+"""One HTTP/1.1 connection: it sends a request and collects the stamped reads of the reply.
 
 Reading is done in the hub as bytes come in; the greenlet that waits is woken when the reply is
-complete, or at the next piece if it wants the stream live. Whoever follows the reply is handed what
-came of its body behind the reading, some pieces at a time, and can say that the rest of it does not
-matter: then the greenlet waits for another moment only. With TLS the socket's bytes pass through
-memory, so that they keep the kernel's stamps.
+complete, or at the next piece if it wants the stream live.
 """
 
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from os import strerror
-from socket import (
-    AI_NUMERICHOST,
-    IPPROTO_TCP,
-    SO_ERROR,
-    SOCK_STREAM,
-    SOL_SOCKET,
-    TCP_NODELAY,
-    gaierror,
-)
-from typing import Any
+from time import monotonic_ns
 
 import gevent
-import gevent.socket
-from gevent import monkey
-from gevent.hub import Waiter
 
 from harness.http1 import ProtocolViolation, ResponseReader, Truncated
-from harness.transport.clock import ANCILLARY_BYTES, KernelClock, ask_for_stamps
-from harness.transport.messages import Decoded, Follower
-from harness.transport.poller import READ, WRITE, Handler, Poller
+from harness.transport.exchange import ANYTHING, MAX_BODY_BYTES, Exchange
+from harness.transport.messages import Message
+from harness.transport.poller import Poller
+from harness.transport.sockets import StampedSocket
 
-_Socket = monkey.get_original("socket", "socket")
-_getaddrinfo = monkey.get_original("socket", "getaddrinfo")
-_READ_BYTES = 65536
-_FOLLOWED_PIECES = 16  # handed over at a time: one by one would cost more than decoding does
-_SHORT_BYTES = 16  # a read as short may hold the second half of an end mark
 _MOST_DRAINED_BYTES = 64 << 10
 _LONGEST_DRAIN_S = 1.0
-_WHOLE, _HEAD, _PIECE, _ANYTHING = range(4)  # what the waiting greenlet waits for
 
 
-class Connection:
+class Connection(Exchange):
     """A socket and at most one exchange on it; OSError, ssl.SSLError or ProtocolViolation come out.
 
-    `connect_ns` is what DNS, TCP and TLS took. `gone` is true once the other side has closed, or an
-    error has made the connection useless.
+    `gone` is true once the other side has closed, or an error has made the connection useless.
     """
 
-    __slots__ = (
-        "_clock",
-        "_drained",
-        "_error",
-        "_follower",
-        "_following",
-        "_incoming",
-        "_outgoing",
-        "_poller",
-        "_sending",
-        "_sock",
-        "_tls",
-        "_unsent",
-        "_waiter",
-        "_want",
-        "connect_ns",
-        "enough",
-        "gone",
-        "reader",
-        "sent_ns",
-    )
+    __slots__ = ("_drained", "_max_body_bytes", "_socket")
 
-    def __init__(self, poller: Poller, clock: KernelClock | None) -> None:
-        self._poller = poller
-        self._clock = clock
-        self._sock: Any = None
-        self._tls: ssl.SSLObject | None = None
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._waiter: Waiter | None = None
-        self._want = _ANYTHING
-        self._sending = False
-        self._unsent = b""  # of what TLS has to say by itself
-        self._error: Exception | None = None
-        self._follower: Follower | None = None
-        self._following = False
+    reader: ResponseReader | None
+
+    def __init__(
+        self, poller: Poller, socket: StampedSocket, *, max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
+        super().__init__(poller)
+        self._socket = socket
+        self._max_body_bytes = max_body_bytes
         self._drained: Callable[[], None] | None = None
-        self.gone = False
-        self.enough = False
-        """Whoever follows the reply needs no more of it."""
-        self.reader: ResponseReader | None = None
-        self.sent_ns = 0
-        self.connect_ns = 0
-
-    def open(self, host: str, port: int, *, tls: ssl.SSLContext | None) -> None:
-        """Connect to the first address that answers, and shake hands if `tls` is given."""
-        began_ns = time.monotonic_ns()
-        error: OSError | None = None
-        for family, kind, protocol, _, address in _addresses(host, port):
-            try:
-                self._connect(_Socket(family, kind, protocol), address)
-                break
-            except OSError as found:
-                error = found
-        else:
-            raise error or OSError(f"{host} has no address")
-        if tls is not None:
-            self._shake_hands(tls, host)
-        self.connect_ns = time.monotonic_ns() - began_ns
+        socket.watch(self._on_ready)
 
     def look(self) -> bool:
         """Tell whether an idle connection can be used: the other side has not closed it."""
@@ -119,96 +48,54 @@ class Connection:
             self._on_idle()
         return not self.gone
 
-    def send(self, data: bytes, reader: ResponseReader, follower: Follower | None = None) -> None:
+    @property
+    def keep_alive(self) -> bool:
+        """True when it may carry another request."""
+        return self.reader is not None and self.reader.keep_alive and not self.gone
+
+    def send(self, message: Message) -> None:
         """Send a request; `sent_ns` is stamped right before its first byte is handed over.
 
         It is sent whole, unless the reply is complete before: then the rest is not sent, and the
         connection is `gone`.
         """
-        self.reader = reader
-        self._follower, self._following, self.enough = follower, False, False
-        self._want = _ANYTHING
-        self.sent_ns = time.monotonic_ns()
-        if self._sock is None:
+        reader = self.reader = ResponseReader(
+            method=message.method, max_body_bytes=self._max_body_bytes
+        )
+        self._want = ANYTHING
+        self.sent_ns = monotonic_ns()
+        if not self._socket.is_open:
             raise self._error or ConnectionResetError("the connection was closed")
         self._error = None
-        if self._tls is not None:
-            self._tls.write(data)
-            data = self._unsent + self._outgoing.read()
-            self._unsent = b""
-            self.sent_ns = time.monotonic_ns()
-        self._sending = True
-        try:
-            self._send_all(data, self._on_ready)
-        finally:
-            self._sending = False
-        if self._outgoing.pending:
-            self._say()
-
-    def wait_whole(self) -> None:
-        """Block until the reply is complete."""
-        self._wait_for(_WHOLE)
-
-    def wait_head(self) -> None:
-        """Block until the reply's head is there."""
-        self._wait_for(_HEAD)
-
-    def wait_piece(self) -> None:
-        """Block until there is more of the body, or its end."""
-        self._wait_for(_PIECE)
+        self._socket.write(message.http1())
+        self.sent_ns = monotonic_ns()
+        self._send_all(reader)
 
     def drain(self, done: Callable[[], None]) -> None:
         """Read the rest of a reply that nobody waits for, not much and not long; then call `done`.
 
-        A connection that brings more is closed, and `done` called as well.
+        A connection that brings more is closed before.
         """
-        reader = self.reader
-        assert reader is not None
-        reader.bound(_MOST_DRAINED_BYTES)
-        self._follower, self._want, self._drained = None, _WHOLE, done
+        assert self.reader is not None
+        self.reader.bound(_MOST_DRAINED_BYTES)
+        self.follow_by(None)
+        self._drained = done
         gevent.spawn_later(_LONGEST_DRAIN_S, self._end_drain, done)
-
-    def _end_drain(self, done: Callable[[], None] | None = None) -> None:
-        if self._drained is not None and done in (None, self._drained):
-            if done is not None:
-                self.close()
-            done, self._drained = self._drained, None
-            done()
 
     def close(self) -> None:
         """Close the socket; may be called again."""
         self.gone = True
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._poller.remove(sock.fileno())
-            sock.close()
+        self._socket.close()
 
-    # Waiting, in the greenlet that uses the connection
-
-    def _wait_for(self, want: int) -> None:
-        self._want = want
-        while not self._is_there():
-            if self._error is not None:
-                raise self._error
-            if self.gone:
-                raise ConnectionResetError("the connection was closed")
-            self._wait()
-
-    def _is_there(self) -> bool:
-        reader = self.reader
-        assert reader is not None
-        if reader.complete or self.enough:
-            return True
-        if self._want == _HEAD:
-            return reader.head is not None
-        return self._want == _PIECE and reader.has_new
-
-    def _wait(self) -> None:
-        waiter = self._waiter = Waiter()
-        try:
-            waiter.get()
-        finally:
-            self._waiter = None
+    def _end_drain(self, late: Callable[[], None] | None = None) -> None:
+        """Tell that what was to be drained is over, or that one drain takes too long."""
+        done = self._drained
+        if done is None or late not in (None, done):
+            return
+        self._drained = None
+        if late is not None:
+            self.close()
+        done()
 
     # In the hub
 
@@ -220,60 +107,38 @@ class Connection:
                 return
             self._receive(reader)
         except Exception as error:  # noqa: BLE001 - who waits must hear of it, whatever it is
-            self._fail(error)
-            return
-        if self._want == _ANYTHING or self._is_there():
+            self._error = error
+            self.close()
             self._wake()
-            if self._drained is not None:
-                self._end_drain()
-        elif self._follower is not None and not self._following:
-            self._follow_soon(reader, self._follower)
-
-    def _follow_soon(self, reader: ResponseReader, follower: Follower) -> None:
-        """Hand over what came when there is enough of it, or the end may be in it."""
-        pieces, head = reader.new, reader.head
-        if not pieces or head is None or not follower.follows(head.status):
+            self._end_drain()
             return
-        last = pieces[-1][0]
-        if len(pieces) >= _FOLLOWED_PIECES or len(last) < _SHORT_BYTES or follower.end_mark in last:
-            self._following = True
-            self._poller.behind(self._follow)
-
-    def _follow(self) -> None:
-        self._following = False
-        reader, follower = self.reader, self._follower
-        if reader is None or reader.head is None or follower is None or not reader.has_new:
-            return
-        pieces = reader.take()
-        first_ns = reader.first_t_ns or 0
-        since_ns = first_ns if first_ns < pieces[0][1] else self.sent_ns
-        over = follower.follow(Decoded(reader.head.by_name), pieces, since_ns)
-        if over and not reader.complete:
-            self._poller.later(partial(self._have_enough, reader))
-
-    def _have_enough(self, reader: ResponseReader) -> None:
-        """Wake who waits for a reply that needs no more and has not ended by now."""
-        if self.reader is reader and not reader.complete and self._follower is not None:
-            self.enough = True
-            self._wake()
+        self._notice()
+        if self._drained is not None and reader.complete:
+            self._end_drain()
 
     def _receive(self, reader: ResponseReader) -> bool:
         """Feed what one read brings; False when there is nothing to read now."""
-        try:
-            data, ancillary, _, _ = self._sock.recvmsg(_READ_BYTES, ANCILLARY_BYTES)
-        except (BlockingIOError, InterruptedError):
+        read = self._socket.receive(self.sent_ns)
+        if read is None:
             return False
-        t_ns = time.monotonic_ns()
-        if data and self._clock is not None:
-            t_ns = self._clock.stamp(ancillary, t_ns, self.sent_ns)
-        if self._tls is not None:
-            self._decrypt(reader, data, t_ns)
-        elif data:
+        data, t_ns = read
+        if data:
             reader.feed(data, t_ns)
-        else:
-            self.gone = True
-            reader.eof(t_ns)
+        end = self._socket.end
+        if end is not None:
+            self._end(reader, end, t_ns)
         return True
+
+    def _end(self, reader: ResponseReader, end: Exception, t_ns: int) -> None:
+        self.gone = True
+        if reader.complete:
+            return
+        if isinstance(end, ssl.SSLEOFError):
+            if reader.head is not None:  # anyone may have cut it, even a body that a close ends
+                raise Truncated("closed inside the body, without TLS's close_notify")
+        elif not isinstance(end, EOFError):
+            raise end
+        reader.eof(t_ns)
 
     def _on_idle(self) -> None:
         """Nobody asked: the other side has closed, or says what it must not; either way it is over.
@@ -281,154 +146,39 @@ class Connection:
         With TLS it may be a late ticket of the handshake.
         """
         try:
-            while (data := self._sock.recv(_READ_BYTES)) and self._tls is not None:
-                self._incoming.write(data)
-                try:
-                    self._tls.read(1)
-                except ssl.SSLWantReadError:
-                    continue
-                break
-        except (BlockingIOError, InterruptedError):
-            return
+            while (read := self._socket.receive(0)) is not None:
+                if read[0] or self._socket.end is not None:
+                    break
+            else:
+                return
         except OSError as error:
             self._error = error
         self.close()
 
-    def _decrypt(self, reader: ResponseReader, data: bytes, t_ns: int) -> None:
-        """Feed what one read of the socket holds as one piece, whatever the records in it."""
-        plain, end = self._unwrap(data)
-        if plain:
-            reader.feed(plain, t_ns)
-        if self._outgoing.pending and not self._sending:
-            self._say()
-        if end is None:
-            return
-        self.gone = True
-        if reader.complete:
-            return
-        if isinstance(end, ssl.SSLEOFError):
-            if reader.head is not None:  # anyone may have cut it, even a body that a close ends
-                raise Truncated("closed inside the body, without TLS's close_notify")
-        elif not isinstance(end, ssl.SSLZeroReturnError):
-            raise end
-        reader.eof(t_ns)
+    # Sending
 
-    def _unwrap(self, data: bytes) -> tuple[bytes, ssl.SSLError | None]:
-        """Return what can be decrypted now, and what ended the stream, if it has ended."""
-        assert self._tls is not None
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-        plain: list[bytes] = []
-        try:
-            while part := self._tls.read(_READ_BYTES):
-                plain.append(part)
-            end: ssl.SSLError | None = ssl.SSLZeroReturnError()
-        except ssl.SSLWantReadError:
-            end = None
-        except ssl.SSLError as found:
-            end = found
-        return b"".join(plain), end
-
-    def _say(self) -> None:
-        """Send what TLS has to say by itself, such as a new key; a request under way goes first."""
-        self._unsent += self._outgoing.read()
-        with suppress(OSError):  # what is left goes with the next request; errors show in reading
-            self._unsent = self._unsent[self._sock.send(self._unsent) :]
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self.close()
-        self._wake()
-        self._end_drain()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            self._poller.soon(waiter.switch, None)
-
-    # Connecting and sending
-
-    def _connect(self, sock: Any, address: Any) -> None:
-        self._sock = sock
-        self.gone = False
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-            if self._clock is not None:
-                ask_for_stamps(sock)
-            self._poller.add(sock.fileno(), self._wake, mask=WRITE)
-            try:
-                sock.connect(address)
-            except BlockingIOError:
-                self._wait()
-                code = sock.getsockopt(SOL_SOCKET, SO_ERROR)
-                if code:
-                    raise OSError(code, strerror(code)) from None
-        except BaseException:
-            self.close()
-            raise
-        self._poller.change(sock.fileno(), self._on_ready, mask=READ)
-
-    def _shake_hands(self, context: ssl.SSLContext, host: str) -> None:
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._poller.change(self._sock.fileno(), self._wake, mask=READ)
-        try:
-            while True:
-                try:
-                    self._tls.do_handshake()
-                    done = True
-                except ssl.SSLWantReadError:
-                    done = False
-                if self._outgoing.pending:
-                    self._send_all(self._outgoing.read(), self._wake)
-                if done:
-                    break
-                self._receive_handshake()
-        except BaseException:
-            if self._outgoing.pending:
-                self._say()  # tells the other side why
-            self.close()
-            raise
-        self._poller.change(self._sock.fileno(), self._on_ready, mask=READ)
-
-    def _receive_handshake(self) -> None:
+    def _send_all(self, reader: ResponseReader) -> None:
+        """Send all, or less if the reply is complete before."""
         while True:
-            try:
-                data = self._sock.recv(_READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                self._wait()
-                continue
-            if not data:
-                raise ConnectionResetError("closed in the TLS handshake")
-            self._incoming.write(data)
-            return
-
-    def _send_all(self, data: bytes, handler: Handler) -> None:
-        """Send all, or less if the reply is complete before; `handler` is for what comes in."""
-        view = memoryview(data)
-        while view:
-            reader = self.reader
-            if reader is not None and reader.complete:
+            if reader.complete:
                 self.gone = True  # half a request stands in the way of another
                 return
-            if self._sock is None:
+            if not self._socket.is_open:
                 raise self._error or ConnectionResetError("the connection was closed")
             try:
-                view = view[self._sock.send(view) :]
-            except (BlockingIOError, InterruptedError):
-                self._wait_for_room(handler)
+                if self._socket.flush():
+                    return
             except OSError:
-                if reader is None or not self._was_answered(reader):
+                if not self._was_answered(reader):
                     raise
+            else:
+                self._wait_for_room()
 
-    def _wait_for_room(self, handler: Handler) -> None:
-        fd = self._sock.fileno()
-        self._poller.change(fd, handler, mask=READ | WRITE)
+    def _wait_for_room(self) -> None:
+        self._socket.watch_writing(on=True)
         self._wait()
-        if self._sock is not None:
-            self._poller.change(fd, handler, mask=READ)
+        if self._socket.is_open:
+            self._socket.watch_writing(on=False)
 
     def _was_answered(self, reader: ResponseReader) -> bool:
         """Read what came before the other side stopped listening; True if it is a whole reply."""
@@ -436,10 +186,3 @@ class Connection:
             while not reader.complete and not self.gone and self._receive(reader):
                 pass
         return reader.complete
-
-
-def _addresses(host: str, port: int) -> Any:
-    """Resolve without a thread where the host is a number, with gevent's resolver elsewhere."""
-    with suppress(gaierror):
-        return _getaddrinfo(host, port, 0, SOCK_STREAM, 0, AI_NUMERICHOST)
-    return gevent.socket.getaddrinfo(host, port, 0, SOCK_STREAM)

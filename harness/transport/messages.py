@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import httpx
 
+from harness.hosts import UNIX, decoded_host
 from harness.http1 import Head
 
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, UNIX: 0}
 _LENGTH = re.compile(rb"\r\ncontent-length: ([^\r]*)", re.IGNORECASE)
+_ZONE = re.compile(rb"%[^\]]*")
+_HOP_BY_HOP = frozenset(
+    (b"host", b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)  # RFC 9113, 8.2.2; the host is said in :authority
 
 Origin = tuple[str, str, int]
+"""Scheme, host and port; of a unix socket `http+unix`, its path and 0."""
+Fields = list[tuple[bytes, bytes]]
 
 
 @dataclass(slots=True)
@@ -55,7 +62,7 @@ class RequestHead:
 
         Raises httpx.LocalProtocolError for one that cannot be sent.
         """
-        method, url, raw = request.method, request.url, request.headers.raw
+        method, url, raw = request.method, request.url, _fields(request)
         fields = tuple((n, v) for n, v in raw if n.lower() != b"content-length")
         head = _head(request)
         length = _LENGTH.search(head)
@@ -69,6 +76,128 @@ class RequestHead:
         if self.after_length is None:
             return self.before_length
         return b"%b%d%b%b" % (self.before_length, len(body), self.after_length, body)
+
+
+class Message(Protocol):
+    """One request, in the words of the version that its connection speaks."""
+
+    @property
+    def method(self) -> str:
+        """As in the request line."""
+
+    def http1(self) -> bytes:
+        """Return the whole request."""
+
+    def http2(self) -> tuple[Fields, bytes]:
+        """Return the fields and the body."""
+
+
+class KnownMessage(NamedTuple):
+    """A request whose head is known."""
+
+    head: RequestHead
+    body: bytes
+
+    @property
+    def method(self) -> str:
+        """As in the request line."""
+        return self.head.method
+
+    def http1(self) -> bytes:
+        """Return the whole request."""
+        return self.head.with_body(self.body)
+
+    def http2(self) -> tuple[Fields, bytes]:
+        """Return the fields and the body."""
+        head = self.head
+        if head.after_length is None:
+            return http2_fields(head.method, head.url, head.fields), b""
+        length = (b"content-length", b"%d" % len(self.body))
+        return http2_fields(head.method, head.url, [*head.fields, length]), self.body
+
+
+class BuiltMessage(NamedTuple):
+    """A request as httpx has built it; of its body, which may be read once alone, the parts."""
+
+    request: httpx.Request
+    head: bytes
+    parts: list[bytes]
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> BuiltMessage:
+        """Read the body. Raises httpx.LocalProtocolError for what cannot be sent."""
+        head = _head(request)
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        return cls(request, head, list(request.stream))
+
+    @property
+    def method(self) -> str:
+        """As in the request line."""
+        return self.request.method
+
+    def http1(self) -> bytes:
+        """Return the whole request."""
+        lines = [self.head]
+        chunked = "transfer-encoding" in self.request.headers
+        for part in self.parts:
+            if chunked and part:
+                lines += (b"%x\r\n" % len(part), part, b"\r\n")
+            else:
+                lines.append(part)
+        if chunked:
+            lines.append(b"0\r\n\r\n")
+        return b"".join(lines)
+
+    def http2(self) -> tuple[Fields, bytes]:
+        """Return the fields and the body."""
+        request = self.request
+        fields = http2_fields(request.method, request.url, _fields(request))
+        return fields, b"".join(self.parts)
+
+
+class ForwardedMessage(NamedTuple):
+    """A request that an HTTP proxy is to forward: its target is the whole URL."""
+
+    inner: Message
+    base: bytes
+    """What the path is put behind, such as `http://host:8080`."""
+    lines: bytes
+    """Header lines for the proxy."""
+
+    @property
+    def method(self) -> str:
+        """As in the request line."""
+        return self.inner.method
+
+    def http1(self) -> bytes:
+        """Return the whole request."""
+        method, path, rest = self.inner.http1().split(b" ", 2)
+        line, _, rest = rest.partition(b"\r\n")
+        start = b"%b %b%b %b\r\n%b" % (method, self.base, path, line, self.lines)
+        return start + rest
+
+    def http2(self) -> tuple[Fields, bytes]:
+        """Nothing is forwarded over HTTP/2."""
+        raise NotImplementedError
+
+
+def http2_fields(method: str, url: httpx.URL, fields: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Return a request's fields as HTTP/2 has them: what the start line says, then the others."""
+    authority = _ZONE.sub(b"", url.netloc)
+    rest: Fields = []
+    for name, value in fields:
+        low = name.lower()
+        if low == b"host":
+            authority = value
+        elif low not in _HOP_BY_HOP and (low != b"te" or value == b"trailers"):
+            rest.append((low, value))
+    start = [
+        (b":method", method.encode("ascii")),
+        (b":scheme", url.raw_scheme),
+        (b":authority", authority),
+        (b":path", url.raw_path),
+    ]
+    return start + rest
 
 
 class Follower(Protocol):
@@ -145,16 +274,28 @@ class Decoded(Mapping[str, str]):
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """Return where a URL leads. Raises httpx.UnsupportedProtocol beside http and https."""
-    scheme = url.scheme
+    """Return where a URL leads. Raises httpx.UnsupportedProtocol beside http, https, http+unix."""
+    scheme, host = url.scheme, url.host
     if scheme not in _PORTS:
         raise httpx.UnsupportedProtocol(f"{scheme or 'no'} protocol: http and https are supported")
-    return scheme, url.host, url.port or _PORTS[scheme]
+    if "%" in host:
+        host = decoded_host(scheme, host)
+    return scheme, host, url.port or _PORTS[scheme]
+
+
+def _fields(request: httpx.Request) -> Fields:
+    """Return the header fields. The host of a unix socket and an IPv6 zone are no one else's."""
+    fields = request.headers.raw
+    if "%" not in request.url.host:
+        return fields
+    named = request.url.netloc
+    host = b"localhost" if request.url.scheme == UNIX else _ZONE.sub(b"", named)
+    return [(n, host if v == named and n.lower() == b"host" else v) for n, v in fields]
 
 
 def _head(request: httpx.Request) -> bytes:
     """Return the request up to its body, as it goes over the wire."""
-    fields = request.headers.raw
+    fields = _fields(request)
     start = b"%b %b HTTP/1.1\r\n" % (request.method.encode("ascii"), request.url.raw_path)
     head = b"".join([start, *(b"%b: %b\r\n" % field for field in fields), b"\r\n"])
     if head.count(b"\n") != len(fields) + 2:
@@ -164,14 +305,4 @@ def _head(request: httpx.Request) -> bytes:
 
 def wire_bytes(request: httpx.Request) -> bytes:
     """Return the request as it goes over the wire."""
-    lines = [_head(request)]
-    chunked = "transfer-encoding" in request.headers
-    assert isinstance(request.stream, httpx.SyncByteStream)
-    for part in request.stream:
-        if chunked and part:
-            lines += (b"%x\r\n" % len(part), part, b"\r\n")
-        else:
-            lines.append(part)
-    if chunked:
-        lines.append(b"0\r\n\r\n")
-    return b"".join(lines)
+    return BuiltMessage.of(request).http1()
