@@ -21,6 +21,7 @@ from harness.apis import StreamReader, api
 from harness.endpoint import certificate
 from harness.endpoint.instep import TICK_NS, running_in_step
 from harness.errors import HarnessError
+from harness.selftest import measurement
 from harness.selftest.result import Errors, InStep, Shape, machine
 from harness.selftest.shape import MOST_STREAMS, compared_in_step, measure_shape, shape_of
 from harness.selftest.stamps import read_stamps
@@ -43,7 +44,7 @@ def shape(**given: Any) -> Shape:
 
 def in_step(of: Shape, **given: Any) -> InStep:
     usual = {
-        "streams": of.streams, "tls": of.tls, "tokens": 100, "replies": 300, "merged": 0.0,
+        "streams": of.streams, "tls": of.tls, "tokens": 100, "replies": 300, "failed": 0, "merged": 0.0,
         "ttft": Errors(p50_ns=5_000, p99_ns=30_000, max_ns=2 * MS),
         "itl": Errors(p50_ns=1_000, p99_ns=40_000, max_ns=3 * MS),
         "e2el": Errors(p50_ns=4_000, p99_ns=50_000, max_ns=4 * MS),
@@ -114,7 +115,7 @@ def test_a_real_worker_is_measured_in_step(
     plan = plan_of(tmp_path, load, params=TOKENS)
     found = measure_shape(plan, shape(tls=tls), waves=3)
     assert (found.streams, found.tls, found.tokens) == (8, tls, 10)
-    assert found.replies >= 8
+    assert (found.replies >= 8, found.failed) == (True, 0)
     assert found.clock.startswith("monotonic")
     for errors in (found.ttft, found.itl, found.e2el):
         assert 0 <= errors.p50_ns <= errors.p99_ns <= errors.max_ns
@@ -139,6 +140,21 @@ def test_the_first_wave_does_not_count_and_the_others_are_compared_stamp_by_stam
         compared_in_step({**stamps, 2: stamps[2][:-1]}, written)
     with pytest.raises(HarnessError, match="no reply"):
         compared_in_step({1: stamps[1]}, written)
+
+
+def test_a_shape_that_cannot_be_played_takes_nothing_from_what_the_machine_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> InStep:
+        raise HarnessError("it is busy")
+
+    said: list[str] = []
+    monkeypatch.setattr(measurement, "measure_shape", broken)
+    bounds = selftest.Bounds(step_s=0.5, steps=1, streams=2, requests_per_s=10)
+    plan = plan_of(tmp_path, "{ concurrency: 8, for: 1s }")
+    found = selftest.measure(bounds=bounds, plan=plan, say=said.append)
+    assert found.in_step == ()
+    assert said[-1] == "the plan's own shape was not measured: it is busy"
 
 
 # The shape of a plan
@@ -193,6 +209,7 @@ def test_the_sentence_has_the_error_of_each_metric() -> None:
     [
         (shape(tls=True), {"tls": False}, "TLS is not in these figures: a certificate needs"),
         (shape(tls=True, http2=True), {}, "HTTP/2 is not in these figures, they are of HTTP/1.1 "),
+        (shape(), {"failed": 3}, "3 replies failed and are not in these figures"),
         (shape(proxy=True), {}, "the proxy is not in these figures"),
         (shape(streams=9000), {"streams": MOST_STREAMS}, "1,000 of 9,000 streams were tested"),
         (shape(), {"server_late_ns": 15 * MS}, "the test server took 15 ms to write a tick"),

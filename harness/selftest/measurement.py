@@ -78,7 +78,10 @@ def measure(
     in_step: tuple[InStep, ...] = ()
     if plan is not None and (shape := shape_of(plan)):
         say(f"playing the plan's own shape: {shape.streams} streams in step")
-        in_step = (measure_shape(plan, shape),)
+        try:
+            in_step = (measure_shape(plan, shape),)
+        except HarnessError as why:  # what was measured of the machine holds all the same
+            say(f"the plan's own shape was not measured: {why}")
     return Selftest(
         machine=machine(),
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -90,6 +90,7 @@ class InStep:
     tls: bool
     tokens: int
     replies: int
+    failed: int
     ttft: Errors
     itl: Errors
     e2el: Errors

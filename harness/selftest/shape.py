@@ -94,6 +94,7 @@ def measure_shape(plan: Plan, shape: Shape, *, waves: int = WAVES) -> InStep:
         tls=tls is not None,
         tokens=tokens,
         replies=len(parts["e2el"]),
+        failed=seen.failed,
         ttft=_errors(parts["ttft"]),
         itl=_errors(parts["itl"]),
         e2el=_errors(parts["e2el"]),
@@ -106,9 +107,10 @@ def measure_shape(plan: Plan, shape: Shape, *, waves: int = WAVES) -> InStep:
 
 @dataclass(slots=True)
 class _Seen:
-    """What the workers report once the first wave is over."""
+    """What the workers report: failures from the start, the rest once the first wave is over."""
 
     wave_ns: int
+    failed: int = 0
     stall_ns: int = 0
     merged: int = 0
     token_events: int = 0
@@ -116,6 +118,7 @@ class _Seen:
 
     def note(self, report: Report) -> bool:
         """Take an interval in."""
+        self.failed += sum(load.failed + load.cut_off for load in report.load.values())
         if report.index * _INTERVAL_S * 1e9 >= self.wave_ns:
             self.stall_ns = max(self.stall_ns, report.stall_ns)
             self.merged += sum(load.merged for load in report.load.values())

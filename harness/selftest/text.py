@@ -67,6 +67,8 @@ def _left_out(found: InStep) -> Iterator[str]:
     if found.streams < shape.streams:
         most = f"{format_count(found.streams)} of {format_count(shape.streams)} streams"
         yield f"{most} were tested, the most that the test server keeps in step"
+    if found.failed:
+        yield f"{format_count(found.failed)} replies failed and are {left}"
     if shape.tls and not found.tls:
         yield f"TLS is {left}: a certificate needs the program openssl, which is not there"
     if shape.http2:
