@@ -44,7 +44,7 @@ def shape(**given: Any) -> Shape:
 
 def in_step(of: Shape, **given: Any) -> InStep:
     usual = {
-        "streams": of.streams, "tls": of.tls, "tokens": 100, "replies": 300, "failed": 0, "merged": 0.0,
+        "streams": of.streams, "tls": of.tls, "http2": of.http2, "tokens": 100, "replies": 300, "failed": 0, "merged": 0.0,
         "ttft": Errors(p50_ns=5_000, p99_ns=30_000, max_ns=2 * MS),
         "itl": Errors(p50_ns=1_000, p99_ns=40_000, max_ns=3 * MS),
         "e2el": Errors(p50_ns=4_000, p99_ns=50_000, max_ns=4 * MS),
@@ -105,16 +105,17 @@ def test_a_throwaway_certificate_vouches_for_the_loopback_address(
 # The measurement
 
 
-@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("tls", "http2"), [(False, False), (True, False), (True, True)])
 def test_a_real_worker_is_measured_in_step(
-    require: Callable[[str], str], tmp_path: Path, tls: bool
+    require: Callable[[str], str], tmp_path: Path, tls: bool, http2: bool
 ) -> None:
     if tls:
         require("openssl")
     load = "{ concurrency: 8, for: 60s }"
     plan = plan_of(tmp_path, load, params=TOKENS)
-    found = measure_shape(plan, shape(tls=tls), waves=3)
-    assert (found.streams, found.tls, found.tokens) == (8, tls, 10)
+    found = measure_shape(plan, shape(tls=tls, http2=http2), waves=3)
+    assert (found.streams, found.tls, found.http2, found.tokens) == (8, tls, http2, 10)
+    assert ("HTTP/2" in found.clock) is http2
     assert (found.replies >= 8, found.failed) == (True, 0)
     assert found.clock.startswith("monotonic")
     for errors in (found.ttft, found.itl, found.e2el):
@@ -208,7 +209,7 @@ def test_the_sentence_has_the_error_of_each_metric() -> None:
     ("of", "given", "words"),
     [
         (shape(tls=True), {"tls": False}, "TLS is not in these figures: a certificate needs"),
-        (shape(tls=True, http2=True), {}, "HTTP/2 is not in these figures, they are of HTTP/1.1 "),
+        (shape(tls=True, http2=True), {"tls": False, "http2": False}, "HTTP/2 and TLS are not in "),
         (shape(), {"failed": 3}, "3 replies failed and are not in these figures"),
         (shape(proxy=True), {}, "the proxy is not in these figures"),
         (shape(streams=9000), {"streams": MOST_STREAMS}, "1,000 of 9,000 streams were tested"),

@@ -6,14 +6,13 @@ tick of many streams has to be short. When it is ended it leaves in a file, of e
 integers: its number (its events name it as the model), when the end was written, how many tokens,
 and when each was. A time is CLOCK_MONOTONIC, taken right before the write.
 
-`python -m harness.endpoint.instep --out FILE --tokens N [--tls CERT KEY]` prints its URL.
+`python -m harness.endpoint.instep --out FILE --tokens N [--tls CERT KEY [--http2]]` prints its URL.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import re
 import select
 import signal
 import socket
@@ -27,28 +26,26 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.endpoint.process import allow_many_files, announce, child, exit_with_parent
+from harness.endpoint.ways import Way, Writer, way
 
 TICK_NS = 20_000_000
 TTFT_NS = 50_000_000
 _AWAKE_S = 0.001  # before a tick: epoll's time-outs are whole ms
 _HANDSHAKE_S = 5
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _NOISE = "tE4nW0aKz9RjQmX7LcUvB2dYgH5sPfOi3e8MxTqJ6rVbCkDwG1"
-_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
-)
 
 
 @contextlib.contextmanager
 def running_in_step(
-    out: Path, *, tokens: int, tls: tuple[Path, Path] | None = None
+    out: Path, *, tokens: int, tls: tuple[Path, Path] | None = None, http2: bool = False
 ) -> Iterator[str]:
     """Run the server as a child process; yields its URL. What it knows is in `out` afterwards."""
     words = ["--out", str(out), "--tokens", str(tokens)]
-    with child(
-        "harness.endpoint.instep", [*words, *(("--tls", *map(str, tls)) if tls else ())]
-    ) as url:
+    if tls is not None:
+        words += ["--tls", *map(str, tls)]
+    if http2:
+        words.append("--http2")
+    with child("harness.endpoint.instep", words) as url:
         yield url
 
 
@@ -57,21 +54,37 @@ class _Stream:
     """A reply that runs: its first tick, its last one, and the write that is ready for the next."""
 
     number: int
-    to: socket.socket
+    write: Writer
     first: int
     last: int
     ready: bytes = b""
     token_ns: array[int] = field(default_factory=lambda: array("q"))
     end_ns: int = 0
+    gone: bool = False
+
+    @property
+    def ending(self) -> bool:
+        """True when no token is left to write."""
+        return self.first + len(self.token_ns) >= self.last
 
     def prepare(self) -> None:
         """Have the next event ready, so that all writes of a tick follow each other at once."""
         k = len(self.token_ns)
-        if self.first + k < self.last:
-            self.ready = _chunk(_event(self.number, k, f'{{"content":" w{k}"}}'))
-            return
-        finish = _event(self.number, k, "{}", '"stop"')
-        self.ready = _chunk(finish) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        if self.ending:
+            self.ready = _event(self.number, k, "{}", '"stop"') + b"data: [DONE]\n\n"
+        else:
+            self.ready = _event(self.number, k, f'{{"content":" w{k}"}}')
+
+    def step(self) -> None:
+        """Write what is ready."""
+        ending = self.ending
+        now_ns = self.write(self.ready, last=ending)
+        if now_ns is None:
+            self.gone = True
+        elif ending:
+            self.end_ns = now_ns
+        else:
+            self.token_ns.append(now_ns)
 
 
 def _event(number: int, k: int, delta: str, reason: str = "null") -> bytes:
@@ -88,12 +101,8 @@ def _event(number: int, k: int, delta: str, reason: str = "null") -> bytes:
     ).encode()
 
 
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 class _Server:
-    """The connections by descriptor, what each has sent so far, and the streams."""
+    """The connections by descriptor, and the streams."""
 
     def __init__(self, listener: socket.socket, tokens: int, tls: ssl.SSLContext | None) -> None:
         listener.setblocking(False)
@@ -101,7 +110,7 @@ class _Server:
         self._wave = tokens + -(-TTFT_NS // TICK_NS)  # ticks
         self._poll = select.epoll()
         self._poll.register(listener, select.EPOLLIN)
-        self._open: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._open: dict[int, tuple[socket.socket, Way]] = {}
         self._running: list[_Stream] = []
         self._ended: list[_Stream] = []
         self._number = 0
@@ -137,22 +146,11 @@ class _Server:
         """Write what is due in every stream; only then make the next writes ready."""
         due = [stream for stream in self._running if stream.first <= tick]
         for stream in due:
-            ending = stream.first + len(stream.token_ns) >= stream.last
-            now_ns = time.monotonic_ns()
-            try:
-                whole = stream.to.send(stream.ready) == len(stream.ready)
-            except OSError:
-                whole = False  # it left, or reads so slowly that its socket is full
-            if not whole:
-                self._close(stream.to)
-            elif ending:
-                stream.end_ns = now_ns
-            else:
-                stream.token_ns.append(now_ns)
+            stream.step()
         self._ended += (stream for stream in due if stream.end_ns)
-        self._running = [one for one in self._running if not one.end_ns and one.to.fileno() >= 0]
+        self._running = [one for one in self._running if not (one.end_ns or one.gone)]
         for stream in due:
-            if not stream.end_ns:
+            if not (stream.end_ns or stream.gone):
                 stream.prepare()
 
     def _welcome(self) -> None:
@@ -165,41 +163,23 @@ class _Server:
                     new = self._tls.wrap_socket(new, server_side=True)
                 new.setblocking(False)
                 self._poll.register(new, select.EPOLLIN)
-                self._open[new.fileno()] = (new, bytearray())
+                self._open[new.fileno()] = (new, way(new, self._begin))
 
     def _read(self, fd: int) -> None:
-        if fd not in self._open:
-            return
-        connection, held = self._open[fd]
-        try:
-            while data := connection.recv(1 << 16):
-                held += data
-            self._close(connection)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            self._take(connection, held)
-        except OSError:
-            self._close(connection)
+        connection, spoken = self._open[fd]
+        if not spoken.read():
+            del self._open[fd]
+            connection.close()
 
-    def _take(self, connection: socket.socket, held: bytearray) -> None:
-        """Begin the reply once the whole request is there."""
-        end = held.find(b"\r\n\r\n")
-        length = _LENGTH.search(held, 0, end + 2) if end >= 0 else None
-        if length is None or len(held) < end + 4 + int(length[1]):
-            return
-        held.clear()
+    def _begin(self, write: Writer) -> None:
+        """Begin the reply to a request that is there."""
         self._number += 1
         first = -(-(time.monotonic_ns() + TTFT_NS) // TICK_NS)
         last = -(-(first + self._wave // 2) // self._wave) * self._wave
-        stream = _Stream(self._number, connection, first, last)
-        role = _event(self._number, 0, '{"role":"assistant","content":""}')
-        with contextlib.suppress(OSError):
-            connection.send(_HEAD + _chunk(role))
+        stream = _Stream(self._number, write, first, last)
+        write(_event(self._number, 0, '{"role":"assistant","content":""}'))
         stream.prepare()
         self._running.append(stream)
-
-    def _close(self, connection: socket.socket) -> None:
-        self._open.pop(connection.fileno(), None)
-        connection.close()
 
 
 def main() -> NoReturn:
@@ -208,6 +188,7 @@ def main() -> NoReturn:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
+    parser.add_argument("--http2", action="store_true", help="offer it; needs --tls")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when stdin closes")
     given = parser.parse_args()
     if given.exit_with_parent:
@@ -216,6 +197,7 @@ def main() -> NoReturn:
     if given.tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*given.tls)
+        context.set_alpn_protocols(["h2", "http/1.1"] if given.http2 else ["http/1.1"])
     allow_many_files()
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     server = _Server(listener, given.tokens, context)

@@ -81,13 +81,14 @@ class Errors:
 class InStep:
     """How wrong times were in a plan's own shape, all streams written in the same ticks.
 
-    `streams` and `tls` are what was tested of it; `merged` is the share of tokens whose stamp is
-    that of a later one, `server_late_ns` how long the server took to write a tick (p99).
+    `streams`, `tls` and `http2` are what was tested of it; `merged` is the share of tokens whose
+    stamp is that of a later one, `server_late_ns` how long the server took to write a tick (p99).
     """
 
     shape: Shape
     streams: int
     tls: bool
+    http2: bool
     tokens: int
     replies: int
     failed: int

@@ -1,7 +1,7 @@
 """Plays the shape that a plan's own load will have, and says how wrong each metric's times are.
 
-As many streams as the plan will have at once, all in step, by as many workers, over TLS if the plan
-is. What of a plan has no server here to test it with is named, never assumed to be as good.
+As many streams as the plan will have at once, all in step, by as many workers, over TLS and HTTP/2
+if the plan is. What of it has no server here to test it with is named, never assumed to be as good.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ MOST_TOKENS, LEAST_TOKENS = 100, 10
 WAVES = 4  # the first, with all that is new in it, is not counted
 _INTERVAL_S = 0.5
 _DEADLINE_S = 45
+_TIMEOUT_NS, _DRAIN_NS = 20_000_000_000, 10_000_000_000
 
 
 def shape_of(plan: Plan) -> Shape | None:
@@ -75,11 +76,18 @@ def measure_shape(plan: Plan, shape: Shape, *, waves: int = WAVES) -> InStep:
     with tempfile.TemporaryDirectory(prefix="harness-selftest-") as name:
         folder = Path(name)
         tls = throwaway(folder) if shape.tls else None
+        http2 = shape.http2 and tls is not None
         streams = min(shape.streams, MOST_STREAMS)
         seen = _Seen(TTFT_NS * 2 + tokens * TICK_NS)
         with ExitStack() as stack:
-            url = stack.enter_context(running_in_step(folder / "truth", tokens=tokens, tls=tls))
-            ours = _plan(folder, shape.workers, streams, tls, url, waves * seen.wave_ns)
+            url = stack.enter_context(
+                running_in_step(folder / "truth", tokens=tokens, tls=tls, http2=http2)
+            )
+            target = Target(
+                url=url, verify=tls[0] if tls else True, http2=http2, timeout_ns=_TIMEOUT_NS
+            )
+            load = Stage(name="in_step", duration_ns=waves * seen.wave_ns, concurrency=streams)
+            ours = _plan(folder, target, load, min(shape.workers, streams))
             clock, _ = play(
                 ours, url, seen.note, interval_s=_INTERVAL_S, kill_s=time.monotonic() + _DEADLINE_S
             )
@@ -92,6 +100,7 @@ def measure_shape(plan: Plan, shape: Shape, *, waves: int = WAVES) -> InStep:
         shape=shape,
         streams=streams,
         tls=tls is not None,
+        http2=http2,
         tokens=tokens,
         replies=len(parts["e2el"]),
         failed=seen.failed,
@@ -126,14 +135,7 @@ class _Seen:
         return True
 
 
-def _plan(
-    folder: Path,
-    workers: int,
-    streams: int,
-    tls: tuple[Path, Path] | None,
-    url: str,
-    duration_ns: int,
-) -> Plan:
+def _plan(folder: Path, target: Target, load: Stage, workers: int) -> Plan:
     scenario = folder / "in_step.py"
     call = f"in_step_user({str(folder / 'stamps')!r})"
     text = f"from harness.swarm.stamping import in_step_user\n\nInStepUser = {call}\n"
@@ -143,13 +145,13 @@ def _plan(
         path=None,
         source="",
         redacted_source="",
-        target=Target(url=url, verify=tls[0] if tls else True, timeout_ns=20_000_000_000),
+        target=target,
         scenario=scenario,
         inputs=None,
-        load=(Stage(name="in_step", duration_ns=duration_ns, concurrency=streams),),
+        load=(load,),
         budgets=(),
-        workers=min(workers, streams),
-        drain_ns=10_000_000_000,
+        workers=workers,
+        drain_ns=_DRAIN_NS,
     )
 
 

@@ -52,9 +52,11 @@ def describe_in_step(found: InStep) -> str:
     expect = ", ".join(
         f"{name} {_time(one.p99_ns)} (at most {_time(one.max_ns)})" for name, one in errors
     )
+    over = " over HTTP/2" if found.http2 else " over TLS" if found.tls else ""
+    many = "1 stream" if found.streams == 1 else f"{format_count(found.streams)} streams"
     said = (
-        f"with {format_count(found.streams)} streams in step{' over TLS' if found.tls else ''}, by "
-        f"{by}, as in stage {shape.stage}, expect errors at p99 of {expect}; "
+        f"with {many} in step{over}, by {by}, as in stage {shape.stage}, "
+        f"expect errors at p99 of {expect}; "
         f"the event loop stood still for {_time(found.stall_ns)} at most, "
         f"{_plain(format_share(found.merged))} of the tokens shared a later one's stamp"
     )
@@ -70,10 +72,8 @@ def _left_out(found: InStep) -> Iterator[str]:
     if found.failed:
         yield f"{format_count(found.failed)} replies failed and are {left}"
     if shape.tls and not found.tls:
-        yield f"TLS is {left}: a certificate needs the program openssl, which is not there"
-    if shape.http2:
-        spoken = "HTTP/1.1 over TLS" if found.tls else "HTTP/1.1"
-        yield f"HTTP/2 is {left}, they are of {spoken}: there is no server to test it with"
+        what = "HTTP/2 and TLS are" if shape.http2 else "TLS is"
+        yield f"{what} {left}: a certificate needs the program openssl, which is not there"
     if shape.proxy:
         yield f"the proxy is {left}"
     if found.server_late_ns > TICK_NS // 2:
