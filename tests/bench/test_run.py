@@ -89,6 +89,18 @@ def test_a_reply_that_is_not_whole_has_no_cost() -> None:
         decoding.cost_us([reads[:50] + reads[51:]])
 
 
+def test_http2_is_held_against_http1_through_the_same_nginx() -> None:
+    some = bench()
+    some.repeats = 1
+    for client, ttft, gap in ((measurements.HTTP1, 0.5, 0.3), (measurements.HTTP2, 0.58, 3.0)):
+        values = {"ttft_p99": ttft, "e2e_p99": ttft, "gap_p99.9": gap}
+        some.found["http2", client] = [values]
+    ttft, e2e, gaps = run.goals_table(some, ["http2"]).splitlines()[2:]
+    assert "HTTP/2 minus HTTP/1.1, ms | ≤ 0.100 | 0.0800 | ok |" in ttft
+    assert e2e.endswith("| ok |")
+    assert gaps.endswith("| 3.00 | **missed** |")
+
+
 def test_without_nginx_its_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nginx, "program", lambda: None)
     some = bench()
