@@ -16,6 +16,7 @@ import numpy as np
 
 from harness import stats
 from harness.budget import Budget
+from harness.health.streams import remarks
 from harness.health.workers import generator_remedy
 from harness.recorder import CLOSED, RUN, Recording, StageWindow
 from harness.units import format_count, format_duration, format_rate, format_share
@@ -74,6 +75,8 @@ class Health:
     clock: str
     raised: int = 0
     first_exception: str | None = None
+    remarks: tuple[str, ...] = ()
+    """What to know of the streams that were measured, beside any check."""
 
     @property
     def valid(self) -> bool:
@@ -125,6 +128,7 @@ def assess(recording: Recording, budgets: Iterable[Budget] = ()) -> Health:
         send_lag_limit_ns=limit_ns,
         cpu_p95=max((cpu for cpu in cpus if cpu is not None), default=None),
         clock=recording.run.get("clock", "unknown"),
+        remarks=remarks(recording),
     )
 
 
@@ -302,7 +306,7 @@ def _check_merged(recording: Recording, stage: str) -> Check:
         f"({format_share(share)})",
         must="counted",
         ok=True,
-        why="tokens that came in one read share a stamp, exact for the last of them",
+        why="tokens that came in one read share a stamp: budgets are judged at both ends of it",
         remedy="",
     )
 

@@ -111,7 +111,9 @@ class Target:
 
     `path` stands for the API's own path where it is not None; `params` are further body fields.
     `cert` is what we show to a target that asks who we are, `key` its key where `cert` has none.
-    `proxy`, `http2` and `trust_env` mean what they mean to `httpx.Client`.
+    `proxy`, `http2` and `trust_env` mean what they mean to `httpx.Client`. A reply, once it is
+    decompressed, and an event of a stream may not be longer than so many bytes; one without a token
+    is a failure unless `allow_empty`.
     """
 
     url: str
@@ -126,6 +128,9 @@ class Target:
     proxy: str | None = field(default=None, repr=False)
     http2: bool = False
     trust_env: bool = True
+    max_reply_bytes: int = 64 << 20
+    max_event_bytes: int = 1 << 20
+    allow_empty: bool = False
     params: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

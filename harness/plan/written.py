@@ -31,6 +31,7 @@ from harness.plan.values import (
     Http2,
     Proxy,
     RequestPrice,
+    Size,
     TokenPrice,
     Url,
     Verify,
@@ -99,6 +100,18 @@ class TargetEntry(Written):
         True,
         description="Without a proxy here, use that of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, "
         "unless NO_PROXY names the host or it is a loopback address.",
+    )
+    max_reply_bytes: Size = Field(
+        64 << 20,
+        alias="max_reply",
+        description="Longest reply, once decompressed; a longer one is cut and fails; "
+        "default 64MiB.",
+    )
+    max_event_bytes: Size = Field(
+        1 << 20, alias="max_event", description="Longest event of a stream; default 1MiB."
+    )
+    allow_empty: Flag = Field(
+        False, description="Whether a reply of text without one token counts as a success."
     )
     params: dict[str, Any] = Field(
         {}, description="Further fields of the request body, like max_tokens."

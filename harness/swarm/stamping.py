@@ -33,7 +33,7 @@ def stream_user(urls: Sequence[str], file: str) -> type[ModelUser]:
         number = next(numbers)
         user.client.headers["x-request-id"] = str(number)
         reply = user.chat(f"stream {number}")
-        stamps = [t_ns for t_ns, _ in reply.token_events]
+        stamps = [t_ns for t_ns, *_ in reply.token_events]
         kept.write(array("q", (number, user.run_state.t0_ns, len(stamps), *stamps)))
 
     return _user(urls, stream)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -25,6 +26,7 @@ from harness.transport.messages import (
     STAMPS,
     Decoded,
     Fetched,
+    Follower,
     Origin,
     RequestHead,
     Stamps,
@@ -39,6 +41,7 @@ __all__ = [
     "STAMPS",
     "WHOLE",
     "Fetched",
+    "Follower",
     "RequestHead",
     "Stamps",
     "Transport",
@@ -49,7 +52,7 @@ __all__ = [
 ANSWER = "harness.answer"  # in a request's extensions: its reply, which is already here
 WHOLE = "harness.whole"  # in a request's extensions: wake the caller when the reply is complete
 
-_MAX_BODY_BYTES = 256 << 20
+MAX_BODY_BYTES = 256 << 20
 _STALE_WITHIN_NS = 250_000_000  # a busy generator sees a close late; a target drops later
 _NO_TIMEOUTS: Mapping[str, float | None] = {}
 _NO_LIMIT = nullcontext()
@@ -60,7 +63,8 @@ class Transport(httpx.BaseTransport):
 
     `verify` is True (the system's trust), a file or folder of certificates, or False; `cert` and
     its `key` are shown to servers that ask for a certificate. `kernel_stamps` False forces stamps
-    in user space. Raises the exceptions of httpx.
+    in user space. A body above `max_body_bytes`, as it comes, is cut. Raises the exceptions of
+    httpx.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class Transport(httpx.BaseTransport):
         cert: Path | None = None,
         key: Path | None = None,
         kernel_stamps: bool = True,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
+        self._max_body_bytes = max_body_bytes
         self._ssl_context = client_context(verify, cert, key)
         self.poller = Poller()
         self._clock = KernelClock() if kernel_stamps else None
@@ -114,23 +120,30 @@ class Transport(httpx.BaseTransport):
             },
         )
 
-    def fetch(self, head: RequestHead, body: bytes) -> Fetched:
+    def fetch(self, head: RequestHead, body: bytes, follower: Follower | None = None) -> Fetched:
         """Send a body and return the whole reply; the short way for requests that are all alike.
 
         What breaks the reply off after its head is returned with it, what comes before is raised.
+        A `follower` that needs no more ends the wait for a body that does not end.
         """
-        return self.fetch_straight(head, body, _NO_TIMEOUTS)
+        return self.fetch_straight(head, body, _NO_TIMEOUTS, follower)
 
     def keeps(self, origin: Origin) -> bool:
         """Tell whether there is an idle connection to go straight there."""
         return bool(self._idle.get(origin))
 
     def fetch_straight(
-        self, head: RequestHead, body: bytes, timeouts: Mapping[str, float | None]
+        self,
+        head: RequestHead,
+        body: bytes,
+        timeouts: Mapping[str, float | None],
+        follower: Follower | None = None,
     ) -> Fetched:
         """Do as `fetch` does, with httpx's timeouts to connect and to write; past any proxy."""
         data = head.with_body(body)
-        connection, stamps = self._round(head.origin, head.method, data, timeouts, whole=True)
+        connection, stamps = self._round(
+            head.origin, head.method, data, timeouts, whole=True, follower=follower
+        )
         reader = connection.reader
         assert reader is not None
         found = reader.head
@@ -142,9 +155,15 @@ class Transport(httpx.BaseTransport):
             except httpx.TransportError as broken:
                 error = broken
         stamps.read_ns = reader.end_t_ns or time.monotonic_ns()
-        self.give_back(head.origin, connection)
+        pieces = reader.take()
+        give_back = partial(self.give_back, head.origin, connection)
+        if connection.enough and not reader.complete:
+            error = error or httpx.RemoteProtocolError("the body had no end")
+            connection.drain(give_back)
+        else:
+            give_back()
         headers = Decoded(found.by_name)
-        return Fetched(found.status, headers, reader.take(), stamps, error, found)
+        return Fetched(found.status, headers, pieces, stamps, error, found)
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -169,12 +188,13 @@ class Transport(httpx.BaseTransport):
         timeouts: Mapping[str, float | None],
         *,
         whole: bool,
+        follower: Follower | None = None,
     ) -> tuple[Connection, Stamps]:
         """Send a request, if need be a second time, and wait for the head, or for all of it."""
         connection, kept = self._checkout(origin, timeouts.get("connect"))
         retries = 0
         try:
-            self._exchange(connection, method, data, timeouts, whole=whole)
+            self._exchange(connection, method, data, timeouts, whole=whole, follower=follower)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             if not kept or not _was_stale(connection):
                 raise
@@ -182,7 +202,7 @@ class Transport(httpx.BaseTransport):
             lost_ns = time.monotonic_ns() - connection.sent_ns  # the dead connection's, not ours
             connection, _ = self._checkout(origin, timeouts.get("connect"), fresh=True)
             connection.connect_ns += lost_ns
-            self._exchange(connection, method, data, timeouts, whole=whole)
+            self._exchange(connection, method, data, timeouts, whole=whole, follower=follower)
         reader = connection.reader
         assert reader is not None
         assert reader.head is not None
@@ -217,13 +237,14 @@ class Transport(httpx.BaseTransport):
         timeouts: Mapping[str, float | None],
         *,
         whole: bool,
+        follower: Follower | None,
     ) -> None:
         """Send and wait for the head, or all; closes the connection when that fails."""
-        reader = ResponseReader(method=method, max_body_bytes=_MAX_BODY_BYTES)
+        reader = ResponseReader(method=method, max_body_bytes=self._max_body_bytes)
         try:
             with _limit(timeouts.get("write"), httpx.WriteTimeout):
                 try:
-                    connection.send(data, reader)
+                    connection.send(data, reader, follower)
                 except (ProtocolViolation, OSError) as error:
                     raise _as_httpx(error, httpx.WriteError) from error
             if whole:

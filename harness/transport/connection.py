@@ -1,7 +1,9 @@
 """One HTTP/1.1 connection: it connects, sends a request, collects the stamped reads of the reply.
 
 Reading is done in the hub as bytes come in; the greenlet that waits is woken when the reply is
-complete, or at the next piece if it wants the stream live. With TLS the socket's bytes pass through
+complete, or at the next piece if it wants the stream live. Whoever follows the reply is handed what
+came of its body behind the reading, some pieces at a time, and can say that the rest of it does not
+matter: then the greenlet waits for another moment only. With TLS the socket's bytes pass through
 memory, so that they keep the kernel's stamps.
 """
 
@@ -9,7 +11,9 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from os import strerror
 from socket import (
     AI_NUMERICHOST,
@@ -22,17 +26,23 @@ from socket import (
 )
 from typing import Any
 
+import gevent
 import gevent.socket
 from gevent import monkey
 from gevent.hub import Waiter
 
 from harness.http1 import ProtocolViolation, ResponseReader, Truncated
 from harness.transport.clock import ANCILLARY_BYTES, KernelClock, ask_for_stamps
+from harness.transport.messages import Decoded, Follower
 from harness.transport.poller import READ, WRITE, Handler, Poller
 
 _Socket = monkey.get_original("socket", "socket")
 _getaddrinfo = monkey.get_original("socket", "getaddrinfo")
 _READ_BYTES = 65536
+_FOLLOWED_PIECES = 16  # handed over at a time: one by one would cost more than decoding does
+_SHORT_BYTES = 16  # a read as short may hold the second half of an end mark
+_MOST_DRAINED_BYTES = 64 << 10
+_LONGEST_DRAIN_S = 1.0
 _WHOLE, _HEAD, _PIECE, _ANYTHING = range(4)  # what the waiting greenlet waits for
 
 
@@ -45,7 +55,10 @@ class Connection:
 
     __slots__ = (
         "_clock",
+        "_drained",
         "_error",
+        "_follower",
+        "_following",
         "_incoming",
         "_outgoing",
         "_poller",
@@ -56,6 +69,7 @@ class Connection:
         "_waiter",
         "_want",
         "connect_ns",
+        "enough",
         "gone",
         "reader",
         "sent_ns",
@@ -73,7 +87,12 @@ class Connection:
         self._sending = False
         self._unsent = b""  # of what TLS has to say by itself
         self._error: Exception | None = None
+        self._follower: Follower | None = None
+        self._following = False
+        self._drained: Callable[[], None] | None = None
         self.gone = False
+        self.enough = False
+        """Whoever follows the reply needs no more of it."""
         self.reader: ResponseReader | None = None
         self.sent_ns = 0
         self.connect_ns = 0
@@ -100,13 +119,14 @@ class Connection:
             self._on_idle()
         return not self.gone
 
-    def send(self, data: bytes, reader: ResponseReader) -> None:
+    def send(self, data: bytes, reader: ResponseReader, follower: Follower | None = None) -> None:
         """Send a request; `sent_ns` is stamped right before its first byte is handed over.
 
         It is sent whole, unless the reply is complete before: then the rest is not sent, and the
         connection is `gone`.
         """
         self.reader = reader
+        self._follower, self._following, self.enough = follower, False, False
         self._want = _ANYTHING
         self.sent_ns = time.monotonic_ns()
         if self._sock is None:
@@ -137,6 +157,24 @@ class Connection:
         """Block until there is more of the body, or its end."""
         self._wait_for(_PIECE)
 
+    def drain(self, done: Callable[[], None]) -> None:
+        """Read the rest of a reply that nobody waits for, not much and not long; then call `done`.
+
+        A connection that brings more is closed, and `done` called as well.
+        """
+        reader = self.reader
+        assert reader is not None
+        reader.bound(_MOST_DRAINED_BYTES)
+        self._follower, self._want, self._drained = None, _WHOLE, done
+        gevent.spawn_later(_LONGEST_DRAIN_S, self._end_drain, done)
+
+    def _end_drain(self, done: Callable[[], None] | None = None) -> None:
+        if self._drained is not None and done in (None, self._drained):
+            if done is not None:
+                self.close()
+            done, self._drained = self._drained, None
+            done()
+
     def close(self) -> None:
         """Close the socket; may be called again."""
         self.gone = True
@@ -159,7 +197,7 @@ class Connection:
     def _is_there(self) -> bool:
         reader = self.reader
         assert reader is not None
-        if reader.complete:
+        if reader.complete or self.enough:
             return True
         if self._want == _HEAD:
             return reader.head is not None
@@ -185,6 +223,38 @@ class Connection:
             self._fail(error)
             return
         if self._want == _ANYTHING or self._is_there():
+            self._wake()
+            if self._drained is not None:
+                self._end_drain()
+        elif self._follower is not None and not self._following:
+            self._follow_soon(reader, self._follower)
+
+    def _follow_soon(self, reader: ResponseReader, follower: Follower) -> None:
+        """Hand over what came when there is enough of it, or the end may be in it."""
+        pieces, head = reader.new, reader.head
+        if not pieces or head is None or not follower.follows(head.status):
+            return
+        last = pieces[-1][0]
+        if len(pieces) >= _FOLLOWED_PIECES or len(last) < _SHORT_BYTES or follower.end_mark in last:
+            self._following = True
+            self._poller.behind(self._follow)
+
+    def _follow(self) -> None:
+        self._following = False
+        reader, follower = self.reader, self._follower
+        if reader is None or reader.head is None or follower is None or not reader.has_new:
+            return
+        pieces = reader.take()
+        first_ns = reader.first_t_ns or 0
+        since_ns = first_ns if first_ns < pieces[0][1] else self.sent_ns
+        over = follower.follow(Decoded(reader.head.by_name), pieces, since_ns)
+        if over and not reader.complete:
+            self._poller.later(partial(self._have_enough, reader))
+
+    def _have_enough(self, reader: ResponseReader) -> None:
+        """Wake who waits for a reply that needs no more and has not ended by now."""
+        if self.reader is reader and not reader.complete and self._follower is not None:
+            self.enough = True
             self._wake()
 
     def _receive(self, reader: ResponseReader) -> bool:
@@ -271,6 +341,7 @@ class Connection:
         self._error = error
         self.close()
         self._wake()
+        self._end_drain()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -15,7 +15,7 @@ import httpx
 
 from harness.plan import Target
 from harness.proxies import SocksTrace, environment_proxy, without_secrets
-from harness.transport import STAMPS, Fetched, RequestHead, Stamps, Transport
+from harness.transport import STAMPS, Fetched, Follower, RequestHead, Stamps, Transport
 from harness.transport.tls import client_context, refusal
 
 _CLOCK = "monotonic, stamped in user space"
@@ -33,7 +33,7 @@ def open_transport(target: Target, url: str) -> Transport:
     Raises UserError for certificates and for a proxy of the environment that cannot be used.
     """
     if not (target.http2 or target.proxy or (target.trust_env and getproxies())):
-        return Transport(verify=target.verify, cert=target.cert, key=target.key)
+        return Transport(**_settings(target))
     return RoutedTransport(target, url)
 
 
@@ -45,7 +45,7 @@ class RoutedTransport(Transport):
     """
 
     def __init__(self, target: Target, url: str) -> None:
-        super().__init__(verify=target.verify, cert=target.cert, key=target.key)
+        super().__init__(**_settings(target))
         self._target = target
         self._url = httpx.URL(url)
         self._ways: dict[tuple[str, str, int | None], Way] = {}
@@ -65,11 +65,11 @@ class RoutedTransport(Transport):
             return super().handle_request(request)
         return handed.handle_request(request)
 
-    def fetch(self, head: RequestHead, body: bytes) -> Fetched:
+    def fetch(self, head: RequestHead, body: bytes, follower: Follower | None = None) -> Fetched:
         """Send a body and return the whole reply, the way that the URL asks for."""
         handed = self._by_httpx(head.url)
         if handed is None:
-            return super().fetch(head, body)
+            return super().fetch(head, body, follower)
         content = None if head.after_length is None else body
         request = httpx.Request(head.method, head.url, headers=list(head.fields), content=content)
         return Fetched.of(handed.handle_request(request))
@@ -201,6 +201,15 @@ class _StampedBody(httpx.SyncByteStream):
 
     def close(self) -> None:
         self._inner.close()
+
+
+def _settings(target: Target) -> dict[str, Any]:
+    return {
+        "verify": target.verify,
+        "cert": target.cert,
+        "key": target.key,
+        "max_body_bytes": target.max_reply_bytes,
+    }
 
 
 def _proxy(url: httpx.URL, target: Target) -> httpx.Proxy:
