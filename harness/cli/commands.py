@@ -32,6 +32,7 @@ from harness.cli.screen import (
     describe_preflight,
     finish,
     live,
+    note,
     scrubbed,
     shown,
     unwritten_told,
@@ -119,13 +120,14 @@ def run(
     """
     from harness.recorder import load_recording
     from harness.runs import run_plan, without_baseline
-    from harness.selftest import warning
+    from harness.selftest import expected, warning
     from harness.swarm.manifest import default_folder
 
     plan = plan_of(ctx, scenario, options)
     folder = out or default_folder(plan.name)
     base = load_recording(baseline) if baseline else None
     warn(ctx, warning(plan), None if base else without_baseline(plan.budgets))
+    note(ctx, expected(plan))
     with live(quiet=quiet) as show:
         result = run_plan(plan, folder, show, baseline=base)
     finish(ctx, result, json_to=json_to, quiet=quiet, verbose=verbose)
@@ -455,22 +457,22 @@ def endpoint(host: str, port: int, settings: Sequence[str]) -> None:
 def selftest(ctx: click.Context, plan_file: Path | None, json_to: str | None) -> None:
     """Measure in under a minute what this machine measures well.
 
-    With --plan the exit code is 5 when the plan asks for more than its workers carry. The result is
-    kept; `harness run` warns by it.
+    With --plan it also plays the plan's own shape, in step, and says what errors to expect; the
+    exit code is then 5 when the plan asks for more than its workers carry. The result is kept;
+    `harness run` warns by it and repeats what to expect.
     """
     from harness import selftest as machine
     from harness.swarm.interrupts import signals_like_ctrl_c
 
     plan = plan_of(ctx, plan_file, {}) if plan_file else None
-    budgets = plan.budgets if plan else ()
     with signals_like_ctrl_c():
-        found = machine.measure(budgets=budgets, say=lambda text: click.echo(text, err=True))
+        found = machine.measure(plan=plan, say=lambda text: click.echo(text, err=True))
     try:
         click.echo(f"kept in {shown(machine.save(found))}", err=True)
     except OSError as error:
         warn(ctx, f"the result is not kept: {error}")
     fitting = machine.fit(plan, found) if plan else None
-    Screen.beside(json_to).show(machine.render(found, fitting))
+    Screen.beside(json_to).show(machine.render(found, fitting, next(iter(found.in_step), None)))
     if json_to:
         print_document(json.dumps(machine.as_json(found, fitting), indent=1) + "\n", "--json -")
     if fitting is not None and fitting.demand is not None and not fitting.fits:

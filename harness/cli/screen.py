@@ -133,6 +133,12 @@ def warn(ctx: click.Context, *texts: str | None) -> None:
         click.echo(scrubbed(ctx, f"harness: warning: {text}"), err=True)
 
 
+def note(ctx: click.Context, text: str | None) -> None:
+    """Print what is worth knowing beside the result, if there is something."""
+    if text:
+        click.echo(scrubbed(ctx, f"harness: {text}"), err=True)
+
+
 @contextmanager
 def unwritten_told(ctx: click.Context, where: Path) -> Iterator[None]:
     """Warn of what could not be written: a result that is known is not lost with it."""
