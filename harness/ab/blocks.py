@@ -95,7 +95,8 @@ def arm_plan(plan: Plan, blocks: Sequence[Block], arm: Arm) -> Plan:
                 max_in_flight=load[-1].concurrency or load[-1].max_in_flight if load else None,
             )
         )
-        load.append(replace(stage, name=block.name, duration_ns=block.length_ns))
+        ramp_ns = None if stage.ramp_ns is None else min(stage.ramp_ns, block.length_ns // 10)
+        load.append(replace(stage, name=block.name, duration_ns=block.length_ns, ramp_ns=ramp_ns))
         free_ns = block.at_ns[arm] + block.length_ns
     budgets = [
         replace(budget, stage=name)

@@ -25,7 +25,8 @@ from harness.recorder.record import Key, Load
 from harness.recorder.series import Endings, Figures
 
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
-_LATER_COUNTERS = ("token_events", "merged", "raised", "unsent")  # runs of before them have none
+_LATER_COUNTERS = ("token_events", "merged", "raised", "unsent", "backed_off")
+"""Runs of before them have none."""
 _COUNTERS = tuple(name for name in Load.__slots__ if name not in _LATER_COUNTERS)
 
 

@@ -53,7 +53,8 @@ class Load:
 
     Of `token_events`, `merged` came in one read with what followed: their stamps may be late.
     `raised` are the journeys that an exception of the scenario's own ended, `unsent` those of them
-    that it ended before their first request; they are counted in `sent` too.
+    that it ended before their first request; they are counted in `sent` too. `backed_off` are the
+    rounds of closed users that a pause followed because they had failed.
     """
 
     planned: int = 0
@@ -69,6 +70,7 @@ class Load:
     merged: int = 0
     raised: int = 0
     unsent: int = 0
+    backed_off: int = 0
 
 
 @dataclass(slots=True)

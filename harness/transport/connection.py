@@ -27,6 +27,7 @@ from gevent import monkey
 from gevent.hub import Waiter
 
 from harness.http1 import ProtocolViolation, ResponseReader, Truncated
+from harness.limits import limit_met
 from harness.transport.clock import ANCILLARY_BYTES, KernelClock, ask_for_stamps
 from harness.transport.poller import READ, WRITE, Handler, Poller
 
@@ -87,7 +88,8 @@ class Connection:
                 self._connect(_Socket(family, kind, protocol), address)
                 break
             except OSError as found:
-                error = found
+                if error is None or limit_met(error) is None:
+                    error = found  # of a limit of ours the next address must not take the place
         else:
             raise error or OSError(f"{host} has no address")
         if tls is not None:
@@ -371,4 +373,7 @@ def _addresses(host: str, port: int) -> Any:
     """Resolve without a thread where the host is a number, with gevent's resolver elsewhere."""
     with suppress(gaierror):
         return _getaddrinfo(host, port, 0, SOCK_STREAM, 0, AI_NUMERICHOST)
-    return gevent.socket.getaddrinfo(host, port, 0, SOCK_STREAM)
+    try:
+        return gevent.socket.getaddrinfo(host, port, 0, SOCK_STREAM)
+    except RuntimeError as error:  # no thread to do it in
+        raise OSError(f"{host} cannot be looked up: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -92,6 +92,13 @@ class Repetitions:
                 requests.total - requests.good if metric == "goodput" else requests.failed,
                 requests.total,
             )
+            for stage, requests in self.requests(step)
+        ]
+
+    def failures(self, step: str, counts: Callable[[str], bool]) -> list[Sums]:
+        """Return the failures whose kind counts, and all requests, as `requests`."""
+        return [
+            self._sums(stage, requests.index, requests.failed_by(counts), requests.total)
             for stage, requests in self.requests(step)
         ]
 
