@@ -3,8 +3,8 @@
 One spell that lasts to the end says nothing of how long spells last, so the bounds of the true
 share of failures stay wide. What is judged instead is the fact, where it is plain: so many requests
 failed in a row as independent failures at the allowed share would in one run of a million, it went
-on for over three times as long as any earlier spell without a success, and were as much load to
-follow in which nothing failed, more than the allowed share would still have failed.
+on for over twice as long as any earlier spell without a success, and were as much load to follow
+in which nothing failed, more than the allowed share would still have failed.
 
 A run ends at a time that the target does not know. So the chance that it ends in a spell of a
 target that would have come back is at most the share of time that the target is in one, and a
@@ -23,7 +23,8 @@ from harness.stats.windows import IntArray
 FEWEST_FAILED = 20
 _FEWEST_USERS = 5
 _CHANCE = 1e-6
-_LONGER = 3.0  # than any spell before
+_LONGER = 2.0  # than any spell before
+_FAR_LONGER = 20.0  # where the users are few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +47,33 @@ class Outage:
     def breaks(self, allowed: float, failed: int, n: int, *, users: int | None = None) -> bool:
         """Return whether it breaks "at most `allowed` of all requests fail"; `failed` of n did.
 
-        Of a closed load with so many `users` no more can fail than these if they hang, so its share
-        is that of the time.
+        In a load that so many `users` limit no more than these can fail if they hang: its share is
+        that of the time, and all of them count for as many as there might be.
         """
-        if not 0 < allowed < 1:
+        if not 0 < allowed < 1 or not self.is_long:
             return False
         share = failed / n if users is None else max(failed / n, self.share)
-        fewest = FEWEST_FAILED if users is None else max(_FEWEST_USERS, min(FEWEST_FAILED, users))
-        chance = math.ceil(math.log(_CHANCE) / math.log(allowed))
-        return self.is_long and self.failed >= max(fewest, chance) and share / 2 > allowed
+        return share / 2 > allowed and (
+            self.failed >= max(FEWEST_FAILED, _run_beyond_chance(allowed))
+            or (users is not None and self._holds_all(users, allowed))
+        )
 
     @property
     def is_long(self) -> bool:
         """Whether no earlier spell without a success compares with it."""
         return self.windows - self.start > _LONGER * self.earlier
+
+    def _holds_all(self, users: int, allowed: float) -> bool:
+        """Whether every user hangs in it, so many or for so long that none of them is just slow."""
+        if self.failed < users:
+            return False
+        many = users >= _FEWEST_USERS and users >= _run_beyond_chance(allowed)
+        return many or self.windows - self.start > _FAR_LONGER * max(1, self.earlier)
+
+
+def _run_beyond_chance(allowed: float) -> int:
+    """Return how many failures in a row independent ones would make in one run of a million."""
+    return math.ceil(math.log(_CHANCE) / math.log(allowed))
 
 
 def find_outage(total: IntArray, failed: IntArray) -> Outage | None:
@@ -73,7 +87,8 @@ def find_outage(total: IntArray, failed: IntArray) -> Outage | None:
     if not len(good) or good[-1] + 1 >= len(total):
         return None
     start = int(good[-1]) + 1
-    gaps = np.diff(good, prepend=-1) - 1
+    began = np.flatnonzero(total)[0]  # before that nothing can have succeeded
+    gaps = np.diff(good, prepend=began - 1) - 1
     return Outage(
         start=start,
         failed=int(failed[start:].sum()),
