@@ -425,7 +425,7 @@ def test_what_a_slow_start_of_the_users_takes_is_in_no_response_time() -> None:
             pass
         gevent.sleep(1)
 
-    World([closed("steady", 20, S // 5, ramp_ns=0)], serve).run()
+    World([closed("steady", 20, S, ramp_ns=0)], serve).run()
     assert len(late) == 20
     assert sorted(late)[15] < 5 * MS  # were they planned together, the last would be 95 ms late
 

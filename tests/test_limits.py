@@ -177,6 +177,18 @@ def test_descriptors_that_run_out_are_counted_apart_from_the_targets_failures(
 
 
 @pytest.mark.swarm
+def test_users_of_a_target_that_refuses_do_not_spin(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        stage = "{ name: steady, concurrency: 5, ramp: 0s, for: 500ms }"
+        loaded = load.run_here(load.write_plan(tmp_path, CHAT, url=url, load=stage))
+    assert set(loaded.kinds()) == {"connect"}
+    assert 20 < loaded.load().failed < 60  # of thousands that there is time for
+    assert loaded.load().backed_off > 15
+
+
+@pytest.mark.swarm
 def test_the_soft_limit_is_raised_to_the_hard_one_and_not_beyond() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, min(hard, 5000)))
@@ -246,17 +258,17 @@ def test_what_does_not_fit_is_said_with_the_setting(
     ports = tmp_path / "ports"
     ports.write_text("50000\t50049\n")
     monkeypatch.setattr(limits, "_PORT_RANGE", ports)
-    monkeypatch.setattr("harness.swarm.preconditions.raise_descriptor_limit", lambda: 120)
+    monkeypatch.setattr("harness.swarm.preconditions.raise_descriptor_limit", lambda: 119)
     descriptors, narrow = misfits(plan)
-    assert "steady: 100 requests at a time: a worker needs about 140" in descriptors
+    assert "steady: 100 requests at a time: a worker needs about 120" in descriptors
     assert "ulimit -n" in descriptors
     assert "50 local ports" in narrow
     assert "net.ipv4.ip_local_port_range" in narrow
     assert len(misfits(replace(plan, workers=2))) == 1  # 50 connections each do fit
     embedded = replace(plan, workers=2, target=replace(plan.target, url="embedded"))
-    assert "the embedded endpoint needs about 140" in misfits(embedded)[0]
+    assert "the embedded endpoint needs about 120" in misfits(embedded)[0]
     ports.write_text("32768\t60999\n")
-    monkeypatch.setattr("harness.swarm.preconditions.raise_descriptor_limit", lambda: 140)
+    monkeypatch.setattr("harness.swarm.preconditions.raise_descriptor_limit", lambda: 120)
     assert misfits(plan) == []
 
 

@@ -80,7 +80,8 @@ def interleave(plan: Plan, *, block_ns: int, pause_ns: int, interval_ns: int) ->
 def arm_plan(plan: Plan, blocks: Sequence[Block], arm: Arm) -> Plan:
     """Return the plan as the workers of one arm play it: its blocks, and nothing in between.
 
-    Both arms' stages stand at the same places, so that their arrivals are the same.
+    Both arms' stages stand at the same places, so that their arrivals are the same. The users of a
+    closed stage start anew in each block, within a tenth of it.
     """
     load: list[Stage] = []
     free_ns = 0

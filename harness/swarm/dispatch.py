@@ -313,10 +313,11 @@ class Dispatcher:
 
     def _begin_round(self, arrival: Arrival) -> bool:
         """Count a round as planned, if its user goes on: in its stage or in one that takes over."""
-        if time.monotonic_ns() >= self._closed_until_ns[arrival.stage] and self._heirs:
+        now_ns = time.monotonic_ns()
+        if self._heirs and now_ns >= self._closed_until_ns[arrival.stage]:
             self._heirs -= 1
             arrival.stage = self.stage
-        if self._stopped or time.monotonic_ns() >= self._closed_until_ns[arrival.stage]:
+        if self._stopped or now_ns >= self._closed_until_ns[arrival.stage]:
             self._going -= 1
             return False
         self._recorder.load(arrival.stage).planned += 1

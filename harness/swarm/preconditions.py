@@ -12,7 +12,7 @@ from harness.plan import Plan, Stage
 from harness.swarm.manifest import EMBEDDED
 from harness.units import format_count
 
-_OWN_DESCRIPTORS = 40  # of a worker or endpoint beside its connections: pipes, clocks, libraries
+_OWN_DESCRIPTORS = 20  # of a worker or endpoint beside its connections: pipes, clocks, libraries
 
 
 def misfits(plan: Plan) -> list[str]:
