@@ -131,6 +131,12 @@ class StageEntry(Written):
         le=MOST_USERS,
         description="Closed load: users, each starting anew when its reply has ended.",
     )
+    ramp_ns: Drain | None = Field(
+        None,
+        alias="ramp",
+        description="Closed load: how long the users take to start, spread evenly, like 5s; 0s "
+        "starts all at once. Default: a tenth of the stage, at most 1s.",
+    )
     duration_ns: Duration = Field(alias="for", description="How long, like 60s.")
     record: Flag = Field(True, description="False for a warm-up: sent, but not judged.")
     max_in_flight: Whole | None = Field(

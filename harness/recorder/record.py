@@ -77,7 +77,8 @@ class Load:
     `lumped` of them all in one read; `empty` brought no token, `unfinished` gave no reason for
     their end.
     `raised` are the journeys that an exception of the scenario's own ended, `unsent` those of them
-    that it ended before their first request; they are counted in `sent` too.
+    that it ended before their first request; they are counted in `sent` too. `backed_off` are the
+    rounds of closed users that a pause followed because they had failed.
     """
 
     planned: int = 0
@@ -97,6 +98,7 @@ class Load:
     lumped: int = 0
     empty: int = 0
     unfinished: int = 0
+    backed_off: int = 0
 
 
 @dataclass(slots=True)

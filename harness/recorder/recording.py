@@ -55,6 +55,8 @@ class StageWindow:
     max_in_flight: int | None = None
     repeat: int = 1
     """Which repetition of the load it belongs to, from 1 on."""
+    ramp_s: float = 0.0
+    """How long the users of a closed load took to start."""
 
     @property
     def group(self) -> str:
@@ -97,7 +99,8 @@ class LoadTotals:
     """What became of one stage's arrivals; the maxima are over the stage's intervals.
 
     `sent` are the journeys that got as far as a request; `raised` those that an exception of the
-    scenario's own ended. The rest is as in `Load`.
+    scenario's own ended, and `backed_off` the failed rounds of closed users that a pause followed.
+    The rest is as in `Load`.
     """
 
     planned: int = 0
@@ -114,6 +117,7 @@ class LoadTotals:
     lumped: int = 0
     empty: int = 0
     unfinished: int = 0
+    backed_off: int = 0
     max_in_flight: int = 0
     max_waiting: int = 0
 
@@ -343,6 +347,7 @@ def _stage(row: dict[str, Any]) -> StageWindow:
     stage = StageWindow(**row)
     check_names(stage.name, stage.load)
     as_count(stage.repeat)
+    as_number(stage.ramp_s)
     as_number(as_number(stage.end_s) - as_number(stage.start_s), above=0)
     if stage.planned_rate_per_s is not None:
         as_number(stage.planned_rate_per_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -259,6 +259,22 @@ class Requests:
         for _, kinds in self._kinds:
             total.update(kinds)
         return dict(total.most_common())
+
+    def kinds_since(self, t_s: float) -> dict[str, int]:
+        """Failures by kind of the intervals that began at a time or later, seconds."""
+        total: Counter[str] = Counter()
+        for at_s, kinds in self._kinds:
+            if at_s >= t_s - 1e-9:
+                total.update(kinds)
+        return dict(total)
+
+    def failed_by(self, counts: Callable[[str], bool]) -> IntArray:
+        """Failures of each interval whose kind counts."""
+        failed = np.zeros_like(self.total)
+        for at_s, kinds in self._kinds:
+            at = np.searchsorted(self.t_s, at_s)
+            failed[at] += sum(n for kind, n in kinds.items() if counts(kind))
+        return failed
 
     @property
     def first_seen(self) -> dict[str, float]:

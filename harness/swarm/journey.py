@@ -34,6 +34,7 @@ from harness import apis
 from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Inputs
+from harness.limits import kind_of, limit_met
 from harness.swarm.short import Shapes
 from harness.transport import RequestHead, Stamps, Transport
 from harness.wire import Ends
@@ -398,6 +399,8 @@ def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each k
             return error.kind
         case gevent.GreenletExit():
             return "cut off"
+        case httpx.TransportError() if (limit := limit_met(error)) is not None:
+            return kind_of(limit)
         case httpx.ConnectTimeout() | httpx.ConnectError() | httpx.ProxyError():
             return "connect"
         case httpx.TimeoutException() | gevent.Timeout():

@@ -18,6 +18,7 @@ from harness import apis
 from harness.errors import RequestFailed, UserError
 from harness.http1 import TooLarge
 from harness.inputs import Input
+from harness.limits import kind_of, limit_met
 from harness.swarm.client import build_request, new_client
 from harness.swarm.journey import CONTROL_FLOW, PLACE, Journey, Place, Run, Step, place, step
 from harness.transport import Fetched, RequestHead, Stamps, Within
@@ -330,4 +331,5 @@ def _cause(error: Exception | None, truncated: str) -> RequestFailed | None:
         more = "max_reply in the plan's target allows more"
         return RequestFailed("reply too large", f"{error}; {more}")
     kind = truncated if isinstance(error, httpx.RemoteProtocolError) else "reset"
-    return RequestFailed(kind, str(error))
+    limit = limit_met(error)
+    return RequestFailed(kind if limit is None else kind_of(limit), str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -112,6 +112,13 @@ class Repetitions:
         """Return the same with every sample at the least, and at the most, that it can be."""
         least, most = (Repetitions(self.recording, self.group, end) for end in (LEAST, MOST))
         return least, most
+
+    def failures(self, step: str, counts: Callable[[str], bool]) -> list[Sums]:
+        """Return the failures whose kind counts, and all requests, as `requests`."""
+        return [
+            self._sums(stage, requests.index, requests.failed_by(counts), requests.total)
+            for stage, requests in self.requests(step)
+        ]
 
     def done(self, step: str) -> list[Sums]:
         """Return the successes per second, and ones, by window to the end of each repetition."""
