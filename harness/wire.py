@@ -103,17 +103,33 @@ class SSEDecoder:
                 lines.append(value)
         return b"\n".join(lines) if lines else None
 
+    def single(self, data: bytes, t_ns: int) -> bytes | None:
+        """Return the data of a read that is one event, in one line, and nothing else.
+
+        Most are. None of any other read, which is still to be fed.
+        """
+        end = data.find(b"\n")
+        if (
+            end == len(data) - 2
+            and self._idle
+            and end <= self.max_event_bytes
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n")
+            and b"\r" not in data
+        ):
+            self._first = False
+            self._before_ns = t_ns
+            return data[6:end]
+        return None
+
     def feed(self, data: bytes, t_ns: int) -> list[Event]:
         """Return the events that this read completed, in order.
 
         Raises RequestFailed("malformed event") above `max_event_bytes`; feed nothing after it.
         """
+        if (one := self.single(data, t_ns)) is not None:
+            return [Event(one, t_ns, t_ns)]
         if self._idle and data[:6] == b"data: " and data[-2:] == b"\n\n" and b"\r" not in data:
-            if b"\n" not in data[6:-2]:
-                self._bound(len(data) - 2)
-                self._first = False
-                self._before_ns = t_ns
-                return [Event(data[6:-2], t_ns, t_ns)]
             parts = data[:-2].split(b"\n\n")
             if all(part[:6] == b"data: " and b"\n" not in part for part in parts):
                 return self._feed_whole(parts, t_ns)
@@ -237,7 +253,7 @@ def timings(
         tpot = round((stamps[-1] - stamps[0]) / (count - 1))
     ends: dict[str, Ends] = {}
     itl_ends = None
-    if any(t_ns != after_ns for t_ns, _, after_ns in tokens):
+    if stamps != [token[2] for token in tokens]:
         ends = _ends(tokens, shown, start_ns, sent_ns, None if tpot is None else count)
         itl_ends = tuple(_apart(one, other) for one, other in pairwise(tokens))
     return Timings(

@@ -69,6 +69,9 @@ class ReplyReader:
         """
         try:
             unfold = self._unfolding(headers)
+            if self._stream is not None and unfold.encoding == "identity":
+                self._stream.feed_all(pieces)
+                return self._stream.over
             for data, t_ns in pieces:
                 self._take(headers, unfold.feed(data), t_ns, since_ns)
         except TooLarge as error:
