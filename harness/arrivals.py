@@ -41,6 +41,14 @@ def schedule(
     return _poisson(rate_per_s / workers, duration_ns, np.random.default_rng(random))
 
 
+def starts(users: int, ramp_ns: int, *, worker: int = 0, workers: int = 1) -> Iterator[int]:
+    """Return when one worker's part of `users` start: offsets in ns, evenly over the ramp.
+
+    The users are dealt out in turn, as a constant grid is.
+    """
+    return (number * ramp_ns // users for number in range(worker, users, workers))
+
+
 def _constant(rate_per_s: float, duration_ns: int, worker: int, workers: int) -> Iterator[int]:
     # 100 a minute is 5/3 a second, not the float beside it: with the fraction no grid point drifts.
     rate = Fraction(rate_per_s).limit_denominator(10**9) or Fraction(rate_per_s)

@@ -6,6 +6,7 @@ HarnessError                      1  a defect of ours, or of the machine
 │   ├── BudgetSyntaxError            the same for one budget's text
 │   └── RecordingError               a folder that is not a run, or cannot be written
 ├── TargetError                   6  the target did not answer the preflight as declared
+├── GeneratorError                5  the machine that makes the load has no room for it
 └── RequestFailed                 -  one request of the load failed; it is counted, not fatal
 """
 
@@ -68,11 +69,18 @@ class TargetError(HarnessError):
     exit_code = ExitCode.TARGET
 
 
+class GeneratorError(HarnessError):
+    """The machine that makes the load met a limit of its own; the message names the setting."""
+
+    exit_code = ExitCode.INVALID
+
+
 class RequestFailed(HarnessError):
     """One request of the load failed.
 
     `kind` is the class that `error_rate` counts by: connect, timeout, reset, `status 429`,
-    truncated stream, truncated body, malformed event, invalid reply, cut off.
+    truncated stream, truncated body, malformed event, invalid reply, cut off. `generator limit
+    EMFILE` is no failure of the target: the machine that makes the load met a limit of its own.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:

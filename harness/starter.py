@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,12 +223,14 @@ def _ask(read: Callable[[], apis.Reply]) -> str | None:
 
 def _read(client: httpx.Client, url: str, api: apis.Api, body: dict[str, Any]) -> apis.Reply:
     place = apis.url_for(url, api)
-    response = client.post(place, json=body, extensions={"trace": SocksTrace()})
-    if not api.wants_stream(body) or response.status_code != 200:
-        return apis.read_json(api, response.status_code, response.headers, response.content)
-    wrong = apis.stream_failure(response.headers, response.content)
-    if wrong is not None:
-        return apis.Reply(failure=wrong)
-    reader = apis.StreamReader(api)
-    reader.feed(response.content, 0)
-    return reader.finish(0)
+    reader = apis.ReplyReader(api, streamed=api.wants_stream(body))
+    sent_ns = time.monotonic_ns()
+    with client.stream("POST", place, json=body, extensions={"trace": SocksTrace()}) as response:
+        pieces = [(piece, time.monotonic_ns()) for piece in response.iter_raw()]
+    return reader.finish(
+        response.status_code,
+        response.headers,
+        pieces,
+        since_ns=sent_ns,
+        end_ns=time.monotonic_ns(),
+    )

@@ -130,7 +130,10 @@ def _change(recording: Recording, stage: StageWindow, step: str, steps: int) -> 
         series = recording.series(stage.name, step, metric)
         assert series is not None
         windows, before_s = stats.steady_part(
-            windows_of(recording, series, stage), in_system, stage.end_s - stage.start_s
+            windows_of(recording, series, stage),
+            in_system,
+            stage.end_s - stage.start_s,
+            ramp_s=stage.ramp_s,
         )
         confidence = 1 - (1 - _CONFIDENCE) / (steps * len(tested[:2]))
         change = stats.find_drift(windows, confidence=confidence)

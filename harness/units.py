@@ -30,6 +30,16 @@ _NS = {
     "h": 3_600_000_000_000,
 }
 _SYMBOL: dict[TimeUnit, str] = {"us": "µs", "ms": "ms", "s": "s"}
+_BYTES = {
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "KiB": 1 << 10,
+    "MB": 10**6,
+    "MiB": 1 << 20,
+    "GB": 10**9,
+    "GiB": 1 << 30,
+}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _TOKENS = {"/1k": 1_000, "/1M": 1_000_000}
 NANO = 1_000_000_000  # n$ in a dollar
@@ -78,6 +88,17 @@ def parse_share(text: str) -> float:
     if number > 100:
         raise ValueError(f"{text!r} is more than all: a share lies between 0% and 100%")
     return float(number / 100)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `64MiB`, `512KiB` or `10MB`; ValueError says what is allowed."""
+    allowed = "a size is a number and B, kB, KiB, MB, MiB, GB or GiB, like 64MiB"
+    number, unit = _split(text, allowed)
+    if not unit:
+        raise ValueError(f"{text!r} has no unit: write {number}MiB")
+    if unit not in _BYTES:
+        raise ValueError(f"{text!r} is not a size: {allowed}")
+    return int(number * _BYTES[unit])
 
 
 def parse_money(text: str) -> Decimal:

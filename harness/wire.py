@@ -5,16 +5,18 @@ counted: that is when the token was here, even if the blank line came a read lat
 
 A read has one stamp, that of the last segment it holds. An event is `exact` when that read carried
 nothing but line ends after the event. Otherwise bytes of what followed were merged into the read,
-the event may have come earlier than its stamp says, and `merged` counts it.
+and the stamp is the end of an interval: the event came after the read before it (`after_ns`) and no
+later than `t_ns`. What is computed of such events has two ends as well.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+
+import msgspec
 
 from harness.errors import RequestFailed
 
@@ -24,16 +26,32 @@ _LINE_END = re.compile(rb"\r\n?|\n")  # the only three; U+2028 and the like are 
 _BOM = b"\xef\xbb\xbf"
 
 
-class Event(NamedTuple):
-    """One event of the stream: its data lines joined by LF, as sent, and the stamp in ns.
+Token = tuple[int, bool, int]
+"""A token event: its stamp in ns, whether it is visible, and the stamp that it came after.
 
-    `event` is the name from an `event:` line, None when there was none.
+The third is the first where the stamp is exact. Reasoning and tool calls are not visible.
+"""
+
+Ends = tuple[int, int]
+"""The least and the most that a value can be, both included."""
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One event of the stream: its data lines joined by LF, as sent, and its stamps in ns.
+
+    It came after `after_ns`, and by `t_ns` at the latest; an exact event has both the same. `event`
+    is the name from an `event:` line, None when there was none.
     """
 
     data: bytes
     t_ns: int
-    exact: bool
+    after_ns: int
     event: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the stamp is the event's own."""
+        return self.after_ns == self.t_ns
 
 
 class SSEDecoder:
@@ -44,11 +62,13 @@ class SSEDecoder:
     The end of the body completes nothing: an event without its blank line never comes out, it
     stays in `pending`. So there is no `close`.
 
+    `since_ns` is a time after which all of the body came: when the request was sent.
     `max_event_bytes` bounds the data lines of one event, and any single line.
     """
 
     __slots__ = (
         "_after_cr",
+        "_before_ns",
         "_data",
         "_first",
         "_held_bytes",
@@ -58,13 +78,11 @@ class SSEDecoder:
         "_partial_t_ns",
         "_t_ns",
         "max_event_bytes",
-        "merged",
     )
 
-    def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+    def __init__(self, *, since_ns: int = 0, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.max_event_bytes = max_event_bytes
-        self.merged = 0
-        """Events so far whose stamp may be late, because more followed in the same read."""
+        self._before_ns = since_ns  # stamp of the read before
         self._idle = True  # between two events, nothing held: the fast path is allowed
         self._first = True  # the first line may begin with a BOM
         self._after_cr = False  # the last read ended in CR: an LF now belongs to that line end
@@ -94,7 +112,8 @@ class SSEDecoder:
             if b"\n" not in data[6:-2]:
                 self._bound(len(data) - 2)
                 self._first = False
-                return [Event(data[6:-2], t_ns, True)]
+                self._before_ns = t_ns
+                return [Event(data[6:-2], t_ns, t_ns)]
             parts = data[:-2].split(b"\n\n")
             if all(part[:6] == b"data: " and b"\n" not in part for part in parts):
                 return self._feed_whole(parts, t_ns)
@@ -103,9 +122,9 @@ class SSEDecoder:
     def _feed_whole(self, parts: list[bytes], t_ns: int) -> list[Event]:
         self._bound(max(map(len, parts)))
         self._first = False
-        self.merged += len(parts) - 1
-        events = [Event(part[6:], t_ns, False) for part in parts]
-        events[-1] = events[-1]._replace(exact=True)
+        before_ns, self._before_ns = self._before_ns, t_ns
+        events = [Event(part[6:], t_ns, before_ns) for part in parts[:-1]]
+        events.append(Event(parts[-1][6:], t_ns, t_ns))
         return events
 
     def _feed_lines(self, data: bytes, t_ns: int) -> list[Event]:
@@ -130,8 +149,8 @@ class SSEDecoder:
                 continue
             if self._data:
                 exact = not fresh or start >= quiet_from
-                self.merged += not exact
-                events.append(Event(b"\n".join(self._data), self._t_ns, exact, self._name))
+                after_ns = self._t_ns if exact else self._before_ns
+                events.append(Event(b"\n".join(self._data), self._t_ns, after_ns, self._name))
             self._data, self._held_bytes, self._name = [], 0, None
             self._first = False
         if start < len(data):
@@ -139,6 +158,7 @@ class SSEDecoder:
             self._partial_t_ns = t_ns
             self._bound(self._held_bytes + len(self._partial))
         self._idle = not (self._partial or self._data or self._name)
+        self._before_ns = t_ns
         return events
 
     def _take(self, line: bytes, t_ns: int) -> bool:
@@ -162,13 +182,19 @@ class SSEDecoder:
     def _bound(self, size_bytes: int) -> None:
         if size_bytes > self.max_event_bytes:
             raise RequestFailed(
-                "malformed event", f"longer than the {self.max_event_bytes:,} bytes allowed"
+                "malformed event",
+                f"longer than the {self.max_event_bytes:,} bytes allowed; max_event in the plan's "
+                "target allows more",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """One reply's times, all in ns. What was not there to measure is None, never 0."""
+    """One reply's times, all in ns. What was not there to measure is None, never 0.
+
+    They are computed from the stamps. Where a stamp stands for an interval, `ends` has what the
+    time, by its name, can be at the least and at the most, and `itl_ends` the same of each gap.
+    """
 
     ttft: int | None
     """First token event of any kind - start."""
@@ -177,46 +203,73 @@ class Timings:
     itl: tuple[int, ...]
     """Gaps between successive token events; one fewer than there were events."""
     tpot: int | None
-    """(last - first token event) / (output tokens - 1); None below two tokens or two events."""
+    """(last - first token event) / (streamed output tokens - 1); None below two of either."""
     e2el: int
     """End - start."""
     service: int
     """End - sent."""
     service_ttft: int | None
     """First token event - sent."""
-    tokens_counted: bool
-    """True when tpot divides by counted token events, as the server gave no token count."""
+    ends: dict[str, Ends] = field(default_factory=dict)
+    itl_ends: tuple[Ends, ...] | None = None
 
 
 def timings(
     *,
     start_ns: int,
     sent_ns: int,
-    tokens: Sequence[tuple[int, bool]],
+    tokens: Sequence[Token],
     end_ns: int,
-    output_tokens: int | None,
+    streamed_tokens: int | None,
 ) -> Timings:
     """Compute the times of one reply out of stamps of one clock, all in ns.
 
     `start_ns` is where response time begins (the planned arrival), `sent_ns` when the first byte of
-    the request left. `tokens` holds (stamp, visible) of each token event in order of arrival;
-    reasoning and tool-call events are not visible. `output_tokens` is the server's own count, None
-    if it gave none.
+    the request left. `tokens` are its token events in order of arrival; `streamed_tokens` how many
+    tokens they brought, None where that cannot be told: then there is no tpot.
     """
-    stamps = [t_ns for t_ns, _ in tokens]
+    stamps = [token[0] for token in tokens]
     first = stamps[0] if stamps else None
-    shown = next((t_ns for t_ns, visible in tokens if visible), None)
-    count = len(stamps) if output_tokens is None else output_tokens
+    shown = next((token for token in tokens if token[1]), None)
+    count = streamed_tokens or 0
     tpot = None
     if len(stamps) > 1 and count > 1:
         tpot = round((stamps[-1] - stamps[0]) / (count - 1))
+    ends: dict[str, Ends] = {}
+    itl_ends = None
+    if any(t_ns != after_ns for t_ns, _, after_ns in tokens):
+        ends = _ends(tokens, shown, start_ns, sent_ns, None if tpot is None else count)
+        itl_ends = tuple(_apart(one, other) for one, other in pairwise(tokens))
     return Timings(
         ttft=None if first is None else first - start_ns,
-        ttfo=None if shown is None else shown - start_ns,
+        ttfo=None if shown is None else shown[0] - start_ns,
         itl=tuple(after - before for before, after in pairwise(stamps)),
         tpot=tpot,
         e2el=end_ns - start_ns,
         service=end_ns - sent_ns,
         service_ttft=None if first is None else first - sent_ns,
-        tokens_counted=output_tokens is None,
+        ends=ends,
+        itl_ends=itl_ends,
     )
+
+
+def _ends(
+    tokens: Sequence[Token], shown: Token | None, start_ns: int, sent_ns: int, count: int | None
+) -> dict[str, Ends]:
+    """Return the ends of those times that depend on an interval."""
+    t_ns, _, after_ns = tokens[0]
+    ends = {
+        "ttft": (after_ns - start_ns, t_ns - start_ns),
+        "service_ttft": (after_ns - sent_ns, t_ns - sent_ns),
+    }
+    if shown is not None:
+        ends["ttfo"] = (shown[2] - start_ns, shown[0] - start_ns)
+    if count is not None:
+        least, most = _apart(tokens[0], tokens[-1])
+        ends["tpot"] = (round(least / (count - 1)), round(most / (count - 1)))
+    return {name: both for name, both in ends.items() if both[0] != both[1]}
+
+
+def _apart(one: Token, other: Token) -> Ends:
+    """Return how far a token event can be from a later one."""
+    return max(0, other[2] - one[0]), other[0] - one[2]

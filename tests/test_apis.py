@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -14,13 +16,11 @@ from harness import apis
 from harness.apis import (
     StreamReader,
     api,
-    frame,
+    chunks,
     read_json,
     status_failure,
-    stream_failure,
     url_for,
 )
-from harness.apis import stream as streams
 from harness.errors import RequestFailed, UserError
 
 WIRE = Path(__file__).parent / "data" / "wire"
@@ -51,10 +51,15 @@ def one_event_a_read(body):
 
 def read(reads, *, of=CHAT, end_ns=10**6, cause=None, **limits):
     """Feed reads stamped 0, 1, 2 ... and finish."""
-    reader = StreamReader(of, **limits)
+    reader = StreamReader(of, since_ns=-1, **limits)
     for t, data in enumerate(reads):
         reader.feed(data, t)
     return reader.finish(end_ns, cause=cause)
+
+
+def exact(*tokens):
+    """Token events whose stamps are their own."""
+    return tuple((t_ns, visible, t_ns) for t_ns, visible in tokens)
 
 
 def sse(*values):
@@ -100,7 +105,7 @@ def test_a_real_servers_reply_reads_the_same_however_it_is_cut(name, cut):
 def test_the_first_token_is_the_second_event_as_every_server_begins_with_a_role(name):
     reply = read(one_event_a_read(body_of(name)))
     count = len(reply.token_events)
-    assert reply.token_events == tuple((t, True) for t in range(1, count + 1))
+    assert reply.token_events == exact(*((t, True) for t in range(1, count + 1)))
     times = reply.timings(start_ns=0, sent_ns=0)
     assert (times.ttft, times.ttfo, times.itl) == (1, 1, (1,) * (count - 1))
     assert reply.merged == 0
@@ -141,7 +146,7 @@ def test_any_split_of_a_real_reply_reads_the_same_but_for_its_stamps(places):
     got = read([body[a:b] for a, b in pairwise(edges)])
     whole = read([body])
     assert got.failure is None
-    assert [v for _, v in got.token_events] == [v for _, v in whole.token_events]
+    assert [v for _, v, _ in got.token_events] == [v for _, v, _ in whole.token_events]
     assert (got.text, got.output_tokens) == (whole.text, whole.output_tokens)
 
 
@@ -156,7 +161,7 @@ def test_reasoning_is_a_token_but_not_visible_and_sets_ttft_and_ttfo_apart():
             DONE,
         )
     )
-    assert reply.token_events == ((1, False), (2, False), (3, True))
+    assert reply.token_events == exact((1, False), (2, False), (3, True))
     assert (reply.text, reply.reasoning_chars) == ("Hello", 10)
     times = reply.timings(start_ns=0, sent_ns=0)
     assert (times.ttft, times.ttfo) == (1, 3)
@@ -177,19 +182,19 @@ def test_tool_call_deltas_are_tokens_their_names_are_kept_and_empty_shells_are_n
         )
     )
     assert reply.failure is None
-    assert reply.token_events == ((1, False), (2, False), (4, False))
+    assert reply.token_events == exact((1, False), (2, False), (4, False))
     assert reply.tool_calls == ("lookup", "escalate")
     assert reply.text == ""
 
 
 def test_a_tool_call_of_a_kind_without_function_is_a_token_too():
     custom = chunk({"tool_calls": [{"index": 0, "function": None, "custom": {"input": "x"}}]})
-    assert read(sse(custom, STOP)).token_events == ((0, False),)
+    assert read(sse(custom, STOP)).token_events == exact((0, False))
 
 
 def test_a_refusal_is_visible_text():
     reply = read(sse(chunk({"refusal": "I cannot"}), STOP))
-    assert (reply.text, reply.token_events) == ("I cannot", ((0, True),))
+    assert (reply.text, reply.token_events) == ("I cannot", exact((0, True)))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_a_refusal_is_visible_text():
 )
 def test_a_delta_without_content_is_not_a_token(delta):
     reply = read(sse(chunk(delta), HELLO, STOP))
-    assert reply.token_events == ((1, True),)
+    assert reply.token_events == exact((1, True))
 
 
 def test_a_finish_reason_that_rides_on_the_last_token_loses_neither():
@@ -217,7 +222,7 @@ def test_usage_is_read_from_a_chunk_without_choices_and_the_last_one_counts():
 def test_without_usage_token_events_are_counted_and_the_reply_says_so():
     reply = read(sse(HELLO, HELLO, STOP, DONE))
     assert (reply.output_tokens, reply.tokens_counted, reply.input_tokens) == (2, True, None)
-    assert reply.timings(start_ns=0, sent_ns=0).tokens_counted
+    assert reply.timings(start_ns=0, sent_ns=0).tpot == 1
 
 
 def test_a_count_that_is_no_number_is_as_good_as_none():
@@ -246,10 +251,18 @@ def test_a_finish_reason_in_an_event_that_never_ended_does_not_count():
     assert reply.failure.kind == "truncated stream"
 
 
-def test_an_empty_reply_that_finished_is_not_a_failure_and_has_no_ttft():
+def test_a_reply_that_finished_without_a_token_failed_unless_that_is_allowed():
     reply = read(sse(ROLE, STOP, DONE))
-    assert (reply.failure, reply.text, reply.output_tokens) == (None, "", 0)
-    assert reply.timings(start_ns=0, sent_ns=0).ttft is None
+    assert reply.failure.kind == "empty reply"
+    assert "finish 'stop' and not one token" in reply.failure.detail
+    assert "allow_empty" in reply.failure.detail
+    assert (reply.text, reply.output_tokens) == ("", 0)
+    reader = StreamReader(CHAT)
+    for data in sse(ROLE, STOP, DONE):
+        reader.feed(data, 0)
+    allowed = reader.finish(1, empty_ok=True)
+    assert (allowed.failure, allowed.is_empty) == (None, True)
+    assert allowed.timings(start_ns=0, sent_ns=0).ttft is None
 
 
 def test_what_follows_done_is_not_read():
@@ -258,10 +271,33 @@ def test_what_follows_done_is_not_read():
 
 def test_with_several_choices_any_of_them_brings_tokens_and_each_must_finish():
     one, two = chunk({"content": "a"}), chunk({"content": "b"}, index=1)
-    reply = read(sse(one, two, STOP, chunk({}, "length", index=1)))
+    reply = read(sse(one, two, STOP, chunk({}, "length", index=1)), choices=2)
     assert reply.failure is None
     assert (reply.text, reply.finish_reason, len(reply.token_events)) == ("a", "stop", 2)
-    assert read(sse(one, two, STOP)).failure.kind == "truncated stream"
+    assert read(sse(one, two, STOP), choices=2).failure.kind == "truncated stream"
+
+
+def test_where_one_choice_was_asked_for_its_index_does_not_matter():
+    reply = read(sse(HELLO, chunk({"content": "!"}, index=1), chunk({}, "stop", index=2)))
+    assert (reply.failure, reply.text, reply.finish_reason) == (None, "Hello!", "stop")
+    assert read(sse(chunk({"content": "a"}, index=7), STOP)).text == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"n": None}, 1),
+        ({"n": "3"}, 1),
+        ({"prompt": "a"}, 1),
+        ({"prompt": ["a", "b"], "n": 2}, 4),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1, 2], [3]]}, 2),
+    ],
+)
+def test_a_request_says_how_many_choices_it_asks_for(body, choices):
+    assert COMPLETIONS.choices(body) == choices
 
 
 def test_choices_in_one_event_are_one_token_event():
@@ -276,7 +312,7 @@ def test_the_completions_dialect_reads_text():
         return {"choices": [{"index": 0, "text": piece, "finish_reason": finish}]}
 
     reply = read(sse(text(""), text("one"), text(" two", "stop"), DONE), of=COMPLETIONS)
-    assert (reply.text, reply.token_events) == ("one two", ((1, True), (2, True)))
+    assert (reply.text, reply.token_events) == ("one two", exact((1, True), (2, True)))
     assert reply.failure is None
 
 
@@ -284,7 +320,6 @@ def test_the_completions_dialect_reads_text():
     "event",
     [
         b"{oops",
-        b"",
         b"[1]",
         b"null",
         b'"text"',
@@ -293,7 +328,6 @@ def test_the_completions_dialect_reads_text():
         b'{"choices": [{"delta": "Hello"}]}',
         b'{"choices": [{"delta": {"content": ["Hello"]}}]}',
         b'{"choices": [{"delta": {"tool_calls": ["Hello"]}}]}',
-        b'{"a": "\xff"}',
         b"[" * 100_000,
         b'{"choices": [{"index": ' + b"9" * 5000 + b"}]}",
     ],
@@ -335,9 +369,28 @@ def test_a_null_error_beside_content_is_no_error():
     assert read(sse({**HELLO, "error": None}, STOP)).failure is None
 
 
-@pytest.mark.parametrize("reason", ["error", "abort"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("error", "abort", "aborted", "insufficient_system_resource", "cancelled", "Timeout"),
+        *("internal_error", "network_error", "engine_overloaded"),
+        *({"type": "abort", "message": "no memory"}, {"error": "no memory"}, {}, {"type": None}),
+    ],
+)
 def test_a_finish_reason_that_says_the_server_gave_up_is_a_failure(reason):
-    assert read(sse(HELLO, chunk({}, reason), DONE)).failure.kind == "error event"
+    reply = read(sse(HELLO, chunk({}, reason), DONE))
+    assert reply.failure.kind == ("error event" if reason else "truncated stream") or reason == {}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("stop", "length", "tool_calls", "function_call", "content_filter", "eos_token"),
+        *("end_turn", "max_tokens", "stop_sequence", {"type": "stop", "matched": 2}),
+    ],
+)
+def test_a_finish_reason_that_ends_a_reply_in_its_own_way_is_no_failure(reason):
+    assert read(sse(HELLO, chunk({}, reason), DONE)).failure is None
 
 
 def test_what_ended_the_stream_is_the_failure_when_the_caller_knows():
@@ -347,18 +400,12 @@ def test_what_ended_the_stream_is_the_failure_when_the_caller_knows():
 
 
 def test_a_body_over_the_limit_stops_the_reading_and_fails_the_reply():
-    reader = StreamReader(CHAT, max_body_bytes=100)
+    reader = StreamReader(CHAT, max_reply_bytes=100)
     reader.feed(b"x" * 100, 0)
-    with pytest.raises(RequestFailed) as failed:
-        reader.feed(b"x", 1)
-    assert failed.value.kind == "reply too large"
-    assert reader.finish(2).failure is failed.value
-
-
-def test_reads_without_end_are_bounded_too(monkeypatch):
-    monkeypatch.setattr(streams, "MAX_READS", 3)
-    with pytest.raises(RequestFailed, match="reply too large"):
-        read([b":"] * 4)
+    assert not reader.over
+    reader.feed(b"x", 1)
+    assert reader.over
+    assert reader.finish(2).failure.kind == "reply too large"
 
 
 def test_text_is_kept_to_the_limit_and_says_when_it_was_cut():
@@ -378,21 +425,20 @@ def test_an_emoji_in_two_halves_is_joined_and_a_lone_half_can_still_be_written()
     assert read([halves[0], *sse(STOP)]).text.encode() == "\ufffd".encode()
 
 
+def test_half_a_character_is_shown_as_such_and_loses_nothing_else():
+    halves = [
+        b'{"choices":[{"delta":{"content":"\xf0\x9f"}}]}',
+        b'{"choices":[{"delta":{"content":"b"}}]}',
+    ]
+    reply = read(sse(HELLO, *halves, STOP))
+    assert (reply.failure, reply.text, len(reply.token_events)) == (None, "Hello\ufffdb", 3)
+    whole = read_json(CHAT, 200, {}, b'{"choices": [{"message": {"content": "a\xe2\x82"}}]}')
+    assert (whole.failure, whole.text) == (None, "a\ufffd")
+
+
 def test_a_dialect_without_streams_has_no_stream_reader():
     with pytest.raises(ValueError, match="json"):
         StreamReader(JSON)
-
-
-@pytest.mark.parametrize("kind", ["text/event-stream", "Text/Event-Stream; charset=utf-8", ""])
-def test_an_event_stream_or_an_undeclared_body_is_taken_as_a_stream(kind):
-    assert stream_failure({"content-type": kind}) is None
-    assert stream_failure({}) is None
-
-
-def test_a_json_reply_where_a_stream_was_asked_for_is_not_a_stream():
-    failure = stream_failure({"Content-Type": "application/json"}, b'{"error": {"message": "no"}}')
-    assert failure.kind == "not a stream"
-    assert failure.detail == "content-type application/json: no"
 
 
 # Whole replies
@@ -627,7 +673,7 @@ def test_an_unknown_api_is_the_users_error_with_the_nearest_name_and_all_that_ar
     assert "did you mean" not in str(error.value)
 
 
-# --- the frame: events that differ in their text alone are not parsed ------------------------------
+# --- plain events: understood by a typed decode, and as whole events are -----------------------
 
 _TEXTS = st.one_of(
     st.text(max_size=12),
@@ -643,8 +689,8 @@ def _chunk(text: str, index: int, created: int, reason: str | None, *, ascii_onl
     return b"data: %b\n\n" % json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
 
 
-def _reply_to(stream: list[bytes]) -> apis.Reply:
-    reader = StreamReader(api("openai-chat"))
+def _reply_to(stream: list[bytes], **changed: Any) -> apis.Reply:
+    reader = StreamReader(replace(api("openai-chat"), **changed))
     for t_ns, data in enumerate(stream):
         reader.feed(data, t_ns)
     return reader.finish(len(stream))
@@ -663,33 +709,54 @@ def _reply_to(stream: list[bytes]) -> apis.Reply:
     ),
     done=st.booleans(),
 )
-def test_a_reply_is_the_same_whether_its_events_are_framed_or_parsed(
+def test_a_reply_is_the_same_whether_its_events_are_typed_or_parsed(
     chunks: list[tuple[str, int, int, str | None, bool]], done: bool
 ) -> None:
     stream = [_chunk(t, i, c, r, ascii_only=a) for t, i, c, r, a in chunks]
     stream += [b"data: [DONE]\n\n"] * done
-    framed = _reply_to(stream)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "_TRIES", 0)
-        parsed = _reply_to(stream)
+    typed = _reply_to(stream)
+    parsed = _reply_to(stream, plain=lambda _data: None)
     for name in apis.Reply.__slots__:
         if name != "failure":
-            assert getattr(framed, name) == getattr(parsed, name), name
-    assert repr(framed.failure) == repr(parsed.failure)
+            assert getattr(typed, name) == getattr(parsed, name), name
+    assert repr(typed.failure) == repr(parsed.failure)
 
 
-def test_a_long_reply_of_like_events_is_parsed_only_where_it_differs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parsed = []
-    real = streams._parse_event
-    monkeypatch.setattr(streams, "_parse_event", lambda e: parsed.append(e) or real(e))
-    texts = [f" w{i}" for i in range(500)]
-    stream = [_chunk(text, 0, 7, None, ascii_only=True) for text in texts]
-    reply = _reply_to([*stream, _chunk("", 0, 7, "stop", ascii_only=True)])
-    assert reply.text == "".join(texts)
-    assert len(reply.token_events) == 500
-    assert len(parsed) == 2
+@pytest.mark.parametrize("more", [{}, {"usage": None}, {"error": None}, {"x_groq": {"id": "1"}}])
+@pytest.mark.parametrize(
+    ("delta", "finish"),
+    [
+        ({"content": "a"}, None),
+        ({"content": "a", "role": "assistant", "refusal": None}, ""),
+        ({"content": "", "reasoning": "hm"}, None),
+        ({"reasoning_content": "hm", "content": None}, None),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, None),
+        ({"tool_calls": [{"index": 0, "function": {"arguments": "{", "name": ""}}]}, None),
+    ],
+)
+def test_an_ordinary_token_event_is_plain(delta, finish, more):
+    data = json.dumps(chunk(delta, finish, **more)).encode()
+    assert chunks.plain_chat(data) is not None
+    assert len(read([b"data: %b\n\n" % data, *sse(STOP)]).token_events) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ROLE,
+        STOP,
+        chunk({"content": "a"}, "stop"),
+        chunk({"content": "a"}, usage="no report", error={"message": "x"}),
+        {"choices": [*HELLO["choices"], *HELLO["choices"]]},
+        chunk({"content": [{"type": "text", "text": "a"}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": ""}}]}),
+        chunk({"content": "a", "function_call": {"name": "f"}}),
+        {"choices": []},
+        [],
+    ],
+)
+def test_what_says_more_than_a_token_is_not_plain(value):
+    assert chunks.plain_chat(json.dumps(value).encode()) is None
 
 
 @pytest.mark.parametrize(

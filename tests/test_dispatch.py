@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 from load import MS, S
 from locust.exception import StopUser
 
-from harness.arrivals import schedule
+from harness.arrivals import schedule, starts
 from harness.plan import Arrivals, Stage
 from harness.recorder import Limits, Load, Recorder
 from harness.swarm import dispatch
+from harness.swarm.backoff import Backoff
 from harness.swarm.dispatch import Arrival, Dispatcher
 from harness.transport.alarm import Alarm
 from harness.transport.poller import Poller
@@ -30,8 +32,8 @@ def constant(name: str, rate: float, duration_ns: int, **more: Any) -> Stage:
     return Stage(name=name, arrivals=arrivals, duration_ns=duration_ns, **more)
 
 
-def closed(name: str, users: int, duration_ns: int) -> Stage:
-    return Stage(name=name, concurrency=users, duration_ns=duration_ns)
+def closed(name: str, users: int, duration_ns: int, *, ramp_ns: int | None = None) -> Stage:
+    return Stage(name=name, concurrency=users, duration_ns=duration_ns, ramp_ns=ramp_ns)
 
 
 @dataclass
@@ -43,6 +45,7 @@ class World:
     weights: dict[str, float] = field(default_factory=lambda: {"A": 1.0})
     on_start: Callable[[], object] = lambda: None
     think_s: float = 0
+    fails: Callable[[Arrival], bool] = lambda _arrival: False
     seed: int = 1
     worker: int = 0
     workers: int = 1
@@ -85,7 +88,8 @@ class World:
             except gevent.GreenletExit:
                 self.dispatcher.cut_off(user_class, arrival)
                 raise
-            self.dispatcher.done(user_class, arrival, failed=False, think_s=self.think_s)
+            failed = self.fails(arrival)
+            self.dispatcher.done(user_class, arrival, failed=failed, think_s=self.think_s)
 
     def run(self, *, drain_ns: int = 10 * S) -> World:
         self.t0_ns = time.monotonic_ns() + 20 * MS
@@ -358,3 +362,124 @@ def test_a_task_that_never_waits_leaves_the_others_their_turn() -> None:
     counting.kill()
     assert world.loads["steady"].finished > 10
     assert len(turns) > 5
+
+
+# --- how the users of a closed stage start ---------------------------------------------------------
+
+
+def first_rounds(world: World, stage: str, users: int) -> list[int]:
+    return sorted(world.planned(stage))[:users]
+
+
+def forever(_arrival: Arrival) -> None:
+    gevent.sleep(1)
+
+
+def test_users_start_evenly_over_the_ramp() -> None:
+    world = World([closed("steady", 10, S // 2, ramp_ns=S // 5)], forever).run()
+    for number, planned_ns in enumerate(first_rounds(world, "steady", 10)):
+        assert planned_ns >= number * S // 50  # none before its time: how late, the machine says
+    assert len(world.arrivals) == 10
+
+
+def test_a_ramp_that_is_not_declared_is_a_tenth_of_the_stage_and_a_second_at_most() -> None:
+    assert closed("steady", 10, S).spread_ns == S // 10
+    assert closed("steady", 10, 60 * S).spread_ns == S
+    assert closed("steady", 10, 60 * S, ramp_ns=0).spread_ns == 0
+    assert closed("steady", 10, 60 * S, ramp_ns=7 * S).spread_ns == 7 * S
+
+
+@pytest.mark.parametrize(("users", "workers"), [(10, 2), (7, 3), (2, 4), (1, 1)])
+def test_the_workers_ramps_together_are_the_declared_one(users: int, workers: int) -> None:
+    parts = [[*starts(users, S, worker=n, workers=workers)] for n in range(workers)]
+    assert sorted(chain(*parts)) == [number * S // users for number in range(users)]
+    started = 0
+    for n in range(workers):
+        stage = closed("steady", users, S // 10)
+        started += len(World([stage], forever, worker=n, workers=workers).run().arrivals)
+    assert started == users
+
+
+def test_all_users_are_there_before_the_stage_that_needs_them() -> None:
+    made: list[int] = []
+    stages = [closed("few", 2, S // 10), closed("many", 40, S // 5, ramp_ns=0)]
+
+    def serve(_arrival: Arrival) -> None:
+        made.append(world.made)
+        gevent.sleep(0.01)
+
+    world = World(stages, serve)
+    world.run()
+    assert set(made) == {40 + dispatch._SPARE_USERS}
+    assert world.most["many"] == 40
+
+
+def test_what_a_slow_start_of_the_users_takes_is_in_no_response_time() -> None:
+    """Each user keeps the core for 5 ms before it sends, as a burst of sends does."""
+    late: list[int] = []
+
+    def serve(arrival: Arrival) -> None:
+        late.append(time.monotonic_ns() - arrival.planned_ns)
+        deadline = time.monotonic_ns() + 5 * MS
+        while time.monotonic_ns() < deadline:
+            pass
+        gevent.sleep(1)
+
+    World([closed("steady", 20, S, ramp_ns=0)], serve).run()
+    assert len(late) == 20
+    assert sorted(late)[15] < 5 * MS  # were they planned together, the last would be 95 ms late
+
+
+def test_users_go_on_from_one_closed_stage_to_the_next_and_think_on_in_between() -> None:
+    stages = [closed("warm", 4, S // 5, ramp_ns=0), closed("steady", 6, S // 2, ramp_ns=S // 5)]
+    world = World(stages, think_s=0.4).run()
+    fresh, due_ns = 2, 4 * S // 10  # what the first four are due at, since all began at zero
+    rounds = sorted(world.planned("steady"))
+    assert sum(t < due_ns for t in rounds) == fresh
+    assert len(rounds) >= fresh + 4
+    assert world.most["steady"] <= 6
+
+
+def test_a_smaller_closed_stage_lets_the_surplus_users_go() -> None:
+    stages = [closed("wide", 6, S // 5, ramp_ns=0), closed("narrow", 2, S // 5)]
+    world = World(stages, pause(0.02)).run()
+    assert (world.most["wide"], world.most["narrow"]) == (6, 2)
+
+
+# --- users whose rounds fail -----------------------------------------------------------------------
+
+
+def test_users_that_fail_at_once_pause_longer_each_time_and_are_counted() -> None:
+    world = World([closed("steady", 2, S)], fails=lambda _arrival: True).run()
+    load = world.loads["steady"]
+    assert 8 <= load.failed <= 24  # 10 ms doubling, of which half may be left out, twice
+    assert load.backed_off == load.failed == load.finished
+    mine = sorted(a.planned_ns for _, a in world.arrivals if a.failures >= 4)
+    assert len(mine) >= 2
+
+
+def test_a_success_resets_the_pause() -> None:
+    failed = World([closed("one", 1, S // 2)], fails=lambda a: a.number % 4 != 0).run()
+    assert max(arrival.failures for _, arrival in failed.arrivals) == 3
+    assert failed.loads["one"].finished > 20  # three pauses of 10, 20 and 40 ms at the most
+
+
+def test_a_round_that_failed_slowly_needs_no_further_pause() -> None:
+    world = World([closed("one", 1, S // 4)], pause(0.03), fails=lambda a: a.failures == 0)
+    world.run()
+    assert world.loads["one"].failed > 2
+    assert world.loads["one"].backed_off == 0
+
+
+def test_open_arrivals_come_by_their_schedule_though_all_fail() -> None:
+    world = World([constant("steady", 200, S // 4)], fails=lambda _arrival: True).run()
+    assert (world.loads["steady"].finished, world.loads["steady"].backed_off) == (50, 0)
+
+
+def test_pauses_grow_to_a_second_and_differ_from_user_to_user() -> None:
+    backoff = Backoff("seed")
+    for failures, whole_s in [(1, 0.01), (2, 0.02), (5, 0.16), (7, 0.64), (8, 1.0), (10_000, 1.0)]:
+        pauses = [backoff.pause_s(failures, 0.0) for _ in range(50)]
+        assert whole_s / 2 <= min(pauses) < max(pauses) <= whole_s
+    assert backoff.pause_s(0, 0.0) == 0
+    assert backoff.pause_s(3, 0.04) == 0

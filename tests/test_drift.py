@@ -259,3 +259,11 @@ def test_a_stage_that_is_not_recorded_may_do_as_it_likes(save_run: SaveRun) -> N
 
 def test_a_steady_run_is_steady(save_run: SaveRun) -> None:
     assert find_drifts(recorded(save_run, steady())) == ()
+
+
+def test_what_the_ramp_makes_of_the_first_seconds_is_no_warm_up(save_run: SaveRun) -> None:
+    due, latency = steady()
+    samples = due, np.where(due < 12, 0.4, 1) * latency  # few users, short waits
+    users = {"load": "20 users", "planned_rate_per_s": None}
+    assert only(recorded(save_run, samples, **users)).kind == "warm-up"
+    assert find_drifts(recorded(save_run, samples, **users, ramp_s=12.0)) == ()

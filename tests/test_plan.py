@@ -222,6 +222,12 @@ ERRORS = [
     (changed("concurrency: 10", "concurrency: 1, arrivals: poisson 2/s"), "10:5", "both"),
     (changed("concurrency: 10", "concurrency: 1, max_in_flight: 2"), "10:5", "the limit itself"),
     (changed("concurrency: 10", "concurrency: 0"), "10:34", "at least 1"),
+    (changed("concurrency: 10", "concurrency: 10, ramp: 5"), "10:44", "write 5s or 5ms"),
+    (changed("concurrency: 10", "concurrency: 10, ramp: soon"), "10:44", "a number with a unit"),
+    (changed("concurrency: 10", "concurrency: 10, ramp: -5s"), "10:44", "a number with a unit"),
+    (changed("concurrency: 10", "concurrency: 10, ramp: 30s"), "10:44", "less than the stage"),
+    (changed("concurrency: 10", "concurrency: 10, ramp_up: 5s"), "10:38", 'did you mean "ramp"?'),
+    (changed("max_in_flight: 200", "ramp: 5s"), "9:61", "found ramp beside arrivals"),
     (changed("name: closed", "name: steady"), "10:13", "again"),
     (MINIMAL.replace("5s }", "5s, record: false }"), "3:7", "no stage that is recorded"),
     (MINIMAL.replace("for: 5s", "for: 5"), "3:37", "write 5s"),
@@ -497,6 +503,21 @@ def test_options_say_the_same_as_a_file(folder: Path) -> None:
     assert (plan.name, plan.path) == ("chat", None)
 
 
+def test_a_ramp_is_read_and_a_default_one_depends_on_the_stage(folder: Path) -> None:
+    stages = [
+        "{ concurrency: 10, ramp: 2500ms, for: 30s }",
+        "{ concurrency: 10, ramp: 0s, for: 30s }",
+        "{ concurrency: 10, for: 30s }",
+        "{ concurrency: 10, for: 4s }",
+        "{ arrivals: poisson 5/s, for: 30s }",
+    ]
+    text = MINIMAL.replace("{ arrivals: poisson 5/s, for: 5s }", f"[{', '.join(stages)}]")
+    plan = load(folder, text)
+    assert [stage.ramp_ns for stage in plan.load] == [2_500_000_000, 0, None, None, None]
+    assert [stage.spread_ns / 1e9 for stage in plan.load[:4]] == [2.5, 0, 1, 0.4]
+    assert [window.ramp_s for window in stage_windows(plan)] == [2.5, 0, 1, 0.4, 0]
+
+
 def test_the_source_of_options_is_a_plan_without_secrets(folder: Path) -> None:
     header = f"Authorization: Bearer {SECRET}"
     plan = options(folder, concurrency=3, headers=(header, "X-Team: a:b"))
@@ -514,6 +535,9 @@ def test_the_source_of_options_is_a_plan_without_secrets(folder: Path) -> None:
         ({"rate": "2/s", "arrivals": "constant 2/s"}, "--rate", "--arrivals"),
         ({"arrivals": "constantly 2/s"}, "--arrivals", '"constant"'),
         ({"concurrency": 0}, "--concurrency", "at least 1"),
+        ({"concurrency": 3, "ramp": "5"}, "--ramp", "write 5ms or 5s"),
+        ({"concurrency": 3, "ramp": "5m"}, "--ramp", "less than the stage"),
+        ({"rate": "2/s", "ramp": "5s"}, "--ramp", "beside arrivals"),
         ({"rate": "2/s", "duration": "5"}, "--for", "write 5ms or 5s"),
         ({"rate": "2/s", "url": "localhost"}, "--target", "http://localhost"),
         ({"rate": "2/s", "api": "opnai-chat"}, "--api", '"openai-chat"'),

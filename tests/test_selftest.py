@@ -468,7 +468,7 @@ def test_the_json_holds_everything_and_has_stdout_to_itself(
     data = json.loads(done.stdout)
     assert set(data) == {
         "schema_version", "machine", "measured_at", "took_s", "clock", "send_lag_limit_ns",
-        "stamp_error", "token_events", "requests", "fit",
+        "stamp_error", "token_events", "requests", "in_step", "fit",
     }  # fmt: skip
     assert data["stamp_error"]["p99_ns"] == 90_000
     assert data["requests"]["levels"][1]["broke"] == ["send lag"]

@@ -76,7 +76,11 @@ SERVED = {
     "status 500": one_reply(load.answer(b"oops", status="500 Oh")),
     "truncated stream, closed": one_reply(STREAM),
     "truncated stream, ended without a reason": one_reply(STREAM + load.END),
-    "truncated stream, done without a reason": one_reply(STREAM + load.DONE + load.END),
+    "truncated stream, done before a token": one_reply(load.STREAM_HEAD + load.DONE + load.END),
+    "truncated stream, done and no end": one_reply(STREAM + load.DONE),
+    "empty reply": one_reply(
+        load.STREAM_HEAD + load.event("", finish="stop") + load.DONE + load.END
+    ),
     "malformed event": one_reply(STREAM + load.chunk(b"data: {no\n\n") + load.END),
     "error event": one_reply(STREAM + load.chunk(b'data: {"error": "gone"}\n\n') + load.END),
     "not a stream": one_reply(load.answer(b"{}")),

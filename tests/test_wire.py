@@ -31,8 +31,8 @@ def body_of(name):
 
 
 def decode(reads, **limits):
-    """Feed reads stamped 0, 1, 2 ...; the events, then the decoder."""
-    decoder = SSEDecoder(**limits)
+    """Feed reads stamped 0, 1, 2 ... after a request sent at -1; the events, then the decoder."""
+    decoder = SSEDecoder(since_ns=-1, **limits)
     return [e for t, data in enumerate(reads) for e in decoder.feed(data, t)], decoder
 
 
@@ -72,7 +72,7 @@ def by_the_spec(body):
 
 
 def expected(reads):
-    """The events of these reads, stamps and exactness included, from the slow reading."""
+    """The events of these reads, stamps and what they came after, from the slow reading."""
     body = b"".join(reads)
     ends, total = [], 0
     for data in reads:
@@ -82,7 +82,8 @@ def expected(reads):
     for data, name, last, after in by_the_spec(body):
         read = next(i for i, end in enumerate(ends) if last < end)
         followed = body[after : ends[read]].strip(b"\r\n")
-        events.append(Event(data, read, not followed, name))
+        before = max((i for i in range(read) if reads[i]), default=-1)
+        events.append(Event(data, read, before if followed else read, name))
     return events
 
 
@@ -108,9 +109,7 @@ bodies = st.lists(pieces, max_size=14).map(b"".join)
 @given(body=bodies, places=st.lists(st.integers(0, 120), max_size=8))
 def test_any_split_of_any_body_gives_what_the_spec_gives(body, places):
     reads = cut_at(body, [p for p in places if p <= len(body)])
-    events, decoder = decode(reads)
-    assert events == expected(reads)
-    assert decoder.merged == sum(not event.exact for event in events)
+    assert decode(reads)[0] == expected(reads)
 
 
 # Whole lines and events as reads, so that the fast path and the general one take turns.
@@ -167,7 +166,7 @@ def test_a_bom_is_dropped_at_the_very_start_and_nowhere_else():
 
 def test_comments_and_events_without_data_come_to_nothing():
     events, decoder = decode([b": ping\n\n:\n\nevent: error\n\nid: 4\n\ndata: a\n\n"])
-    assert events == [Event(b"a", 0, True)]
+    assert events == [Event(b"a", 0, 0)]
     assert decoder.pending is None
 
 
@@ -177,15 +176,14 @@ def test_an_event_is_stamped_with_the_read_of_its_last_data_byte_not_of_its_blan
 
 
 def test_of_events_that_came_in_one_read_only_the_last_is_exact():
-    events, decoder = decode([b"data: a\n\n", b"data: b\n\ndata: c\n\ndata: d\n\n"])
+    events, _ = decode([b"data: a\n\n", b"data: b\n\ndata: c\n\ndata: d\n\n"])
     assert [e.exact for e in events] == [True, False, False, True]
-    assert decoder.merged == 2
+    assert [(e.after_ns, e.t_ns) for e in events] == [(0, 0), (0, 1), (0, 1), (1, 1)]
 
 
 def test_an_event_followed_by_the_beginning_of_another_is_not_exact():
-    events, decoder = decode([b"data: a\n\ndat", b"a: b\n\n: ping"])
-    assert [e.exact for e in events] == [False, False]
-    assert decoder.merged == 2
+    events, _ = decode([b"data: a\n\ndat", b"a: b\n\n: ping"])
+    assert [(e.after_ns, e.t_ns) for e in events] == [(-1, 0), (0, 1)]
 
 
 @pytest.mark.parametrize("tail", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\n"])
@@ -223,29 +221,81 @@ def test_the_limit_is_for_one_event_and_starts_anew_with_the_next():
 MS = 1_000_000
 
 
+def exact(*tokens):
+    """Token events whose stamps are their own."""
+    return [(t_ns, visible, t_ns) for t_ns, visible in tokens]
+
+
 def test_timings_follow_their_definitions():
     got = timings(
         start_ns=0,
         sent_ns=10 * MS,
-        tokens=[(100 * MS, False), (140 * MS, True), (200 * MS, True)],
+        tokens=exact((100 * MS, False), (140 * MS, True), (200 * MS, True)),
         end_ns=250 * MS,
-        output_tokens=6,
+        streamed_tokens=6,
     )
     assert (got.ttft, got.ttfo, got.service_ttft) == (100 * MS, 140 * MS, 90 * MS)
     assert got.itl == (40 * MS, 60 * MS)
     assert got.tpot == 20 * MS
     assert (got.e2el, got.service) == (250 * MS, 240 * MS)
-    assert not got.tokens_counted
+    assert (got.ends, got.itl_ends) == ({}, None)
 
 
-def test_without_the_servers_count_tpot_divides_by_counted_events_and_says_so():
-    tokens = [(0, True), (40, True), (100, True)]
-    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=100, output_tokens=None)
-    assert (got.tpot, got.tokens_counted) == (50, True)
+def test_events_that_share_a_stamp_have_times_with_two_ends():
+    tokens = [(50, False, 10), (50, True, 10), (50, True, 50), (90, True, 90)]
+    got = timings(start_ns=0, sent_ns=5, tokens=tokens, end_ns=100, streamed_tokens=5)
+    assert (got.ttft, got.ttfo, got.itl, got.tpot) == (50, 50, (0, 0, 40), 10)
+    assert got.ends == {
+        "ttft": (10, 50),
+        "service_ttft": (5, 45),
+        "ttfo": (10, 50),
+        "tpot": (10, 20),
+    }
+    assert got.itl_ends == ((0, 40), (0, 40), (40, 40))
+
+
+reads_of_tokens = st.lists(
+    st.tuples(st.integers(1, 50), st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(reads=reads_of_tokens, count=st.integers(2, 40))
+def test_the_ends_hold_wherever_in_its_read_each_event_came(reads, count):
+    tokens, true, before = [], [], 10
+    for length, places in reads:
+        t_ns = before + length
+        for place in sorted(places)[:-1]:
+            tokens.append((t_ns, True, before))
+            true.append(before + place * length)
+        tokens.append((t_ns, True, t_ns))  # the read is stamped by its last segment
+        true.append(t_ns)
+        before = t_ns
+    got = timings(start_ns=0, sent_ns=10, tokens=tokens, end_ns=before, streamed_tokens=count)
+
+    def holds(value, ends, point):
+        least, most = (point, point) if ends is None else ends
+        return least - 0.5 <= value <= most + 0.5
+
+    assert holds(true[0], got.ends.get("ttft"), got.ttft)
+    gap_ends = got.itl_ends or [(gap, gap) for gap in got.itl]
+    assert all(
+        holds(after - one, ends, None)
+        for (one, after), ends in zip(pairwise(true), gap_ends, strict=True)
+    )
+    if got.tpot is not None:
+        assert holds((true[-1] - true[0]) / (count - 1), got.ends.get("tpot"), got.tpot)
+
+
+def test_of_tokens_that_were_counted_and_not_sent_there_is_no_tpot():
+    tokens = exact((0, True), (40, True), (100, True))
+    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=100, streamed_tokens=None)
+    assert (got.tpot, got.itl) == (None, (40, 60))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "output_tokens"),
+    ("tokens", "streamed_tokens"),
     [
         ([(5, True)], 1),
         ([(5, True)], None),
@@ -255,26 +305,28 @@ def test_without_the_servers_count_tpot_divides_by_counted_events_and_says_so():
         ([], 3),
     ],
 )
-def test_tpot_is_absent_below_two_tokens_or_two_events(tokens, output_tokens):
-    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=9, output_tokens=output_tokens)
+def test_tpot_is_absent_below_two_tokens_or_two_events(tokens, streamed_tokens):
+    got = timings(
+        start_ns=0, sent_ns=0, tokens=exact(*tokens), end_ns=9, streamed_tokens=streamed_tokens
+    )
     assert got.tpot is None
     assert len(got.itl) == max(len(tokens) - 1, 0)
 
 
 def test_a_reply_without_tokens_has_no_token_times():
-    got = timings(start_ns=1, sent_ns=2, tokens=[], end_ns=9, output_tokens=None)
+    got = timings(start_ns=1, sent_ns=2, tokens=[], end_ns=9, streamed_tokens=0)
     assert (got.ttft, got.ttfo, got.service_ttft, got.itl) == (None, None, None, ())
     assert (got.e2el, got.service) == (8, 7)
 
 
 def test_a_reply_of_reasoning_alone_has_a_first_token_and_no_first_output():
-    got = timings(start_ns=0, sent_ns=0, tokens=[(5, False)], end_ns=9, output_tokens=1)
+    got = timings(start_ns=0, sent_ns=0, tokens=exact((5, False)), end_ns=9, streamed_tokens=1)
     assert (got.ttft, got.ttfo) == (5, None)
 
 
 @given(stamps=st.lists(st.integers(0, 10**12), max_size=30).map(sorted))
 def test_gaps_are_one_fewer_than_token_events_and_add_up_to_their_span(stamps):
-    tokens = [(t, True) for t in stamps]
-    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=10**12, output_tokens=None)
+    tokens = exact(*((t, True) for t in stamps))
+    got = timings(start_ns=0, sent_ns=0, tokens=tokens, end_ns=10**12, streamed_tokens=len(stamps))
     assert len(got.itl) == max(len(stamps) - 1, 0)
     assert sum(got.itl) == (stamps[-1] - stamps[0] if stamps else 0)

@@ -80,7 +80,8 @@ def interleave(plan: Plan, *, block_ns: int, pause_ns: int, interval_ns: int) ->
 def arm_plan(plan: Plan, blocks: Sequence[Block], arm: Arm) -> Plan:
     """Return the plan as the workers of one arm play it: its blocks, and nothing in between.
 
-    Both arms' stages stand at the same places, so that their arrivals are the same.
+    Both arms' stages stand at the same places, so that their arrivals are the same. The users of a
+    closed stage start anew in each block, within a tenth of it.
     """
     load: list[Stage] = []
     free_ns = 0
@@ -95,7 +96,8 @@ def arm_plan(plan: Plan, blocks: Sequence[Block], arm: Arm) -> Plan:
                 max_in_flight=load[-1].concurrency or load[-1].max_in_flight if load else None,
             )
         )
-        load.append(replace(stage, name=block.name, duration_ns=block.length_ns))
+        ramp_ns = None if stage.ramp_ns is None else min(stage.ramp_ns, block.length_ns // 10)
+        load.append(replace(stage, name=block.name, duration_ns=block.length_ns, ramp_ns=ramp_ns))
         free_ns = block.at_ns[arm] + block.length_ns
     budgets = [
         replace(budget, stage=name)

@@ -7,13 +7,15 @@ servers never send it) nor enough (a stream that was interrupted can still send 
 without any token is not a failure: its ttft is absent.
 
 `dialects` names the APIs, whose requests `bodies` and `address` word and whose replies `contents`
-understands. `stream` and `whole` read a reply, `tally` adds up what it brought and `reply` is what
-is kept of it; `frame` spares a stream most of its parsing, `failures` quotes what servers say.
+understands. `reading` reads a reply, `stream` or `whole`; `tally` adds up what it brought and
+`reply` is what is kept of it. `chunks` spares nearly every event of a stream most of its parsing,
+`failures` quotes what servers say.
 """
 
 from harness.apis.address import url_for
 from harness.apis.dialects import API_NAMES, Api, api, problem_of
-from harness.apis.failures import excerpt, status_failure, stream_failure
+from harness.apis.failures import excerpt, status_failure
+from harness.apis.reading import ReplyReader, ReplyRules
 from harness.apis.reply import Reply
 from harness.apis.stream import StreamReader
 from harness.apis.whole import read_json
@@ -22,12 +24,13 @@ __all__ = [
     "API_NAMES",
     "Api",
     "Reply",
+    "ReplyReader",
+    "ReplyRules",
     "StreamReader",
     "api",
     "excerpt",
     "problem_of",
     "read_json",
     "status_failure",
-    "stream_failure",
     "url_for",
 ]

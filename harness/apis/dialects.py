@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from harness.apis.bodies import chat_body, completions_body, embeddings_body, json_body
+from harness.apis.chunks import Plain, plain_chat, plain_text
 from harness.apis.contents import (
     Fields,
     Output,
@@ -29,6 +30,7 @@ class Api:
     UserError when the input lacks what the dialect needs.
     `output` reads one choice and is None where replies hold no text, so there is nothing to stream;
     `check` looks at a whole JSON reply. Both raise ValueError on a shape the dialect does not have.
+    `plain` reads what nearly every event of a stream is like, and `end_mark` is in the last one.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Api:
     body: Callable[[Fields, str | None, Fields], dict[str, Any]]
     output: Callable[[Fields], Output] | None
     check: Callable[[Any], None]
+    plain: Callable[[bytes], Plain | None] | None = None
+    end_mark: bytes = b"[DONE]"
 
     @property
     def streams(self) -> bool:
@@ -45,6 +49,12 @@ class Api:
     def wants_stream(self, body: Fields) -> bool:
         """Tell whether the reply to this request body is an event stream."""
         return self.streams and body.get("stream") is True
+
+    def choices(self, body: Fields) -> int:
+        """Return how many choices a request asks for: `n`, of each of its prompts."""
+        n, prompts = body.get("n"), body.get("prompt")
+        several = isinstance(prompts, list) and not all(type(one) is int for one in prompts)
+        return max(1, n if type(n) is int else 1) * (len(prompts or ()) if several else 1)
 
 
 _APIS = {
@@ -56,6 +66,7 @@ _APIS = {
             body=chat_body,
             output=chat_output,
             check=check_choices,
+            plain=plain_chat,
         ),
         Api(
             name="openai-completions",
@@ -63,6 +74,7 @@ _APIS = {
             body=completions_body,
             output=completions_output,
             check=check_choices,
+            plain=plain_text,
         ),
         Api(
             name="openai-embeddings",

@@ -23,16 +23,11 @@ def status_failure(status: int, body: bytes, location: str = "") -> RequestFaile
     return RequestFailed(f"status {status}", said)
 
 
-def stream_failure(headers: Mapping[str, str], body: bytes = b"") -> RequestFailed | None:
-    """Return a failure when a reply that should stream declares another content type.
-
-    A reply that declares none is taken as a stream. `body`, or its beginning, explains it better.
-    """
+def not_a_stream(headers: Mapping[str, str], body: bytes) -> RequestFailed:
+    """Return the failure of a body that is something else than the stream that was asked for."""
     kind = content_type(headers)
-    if not kind or kind == "text/event-stream":
-        return None
-    said = f": {body_message(body)}" if body else ""
-    return RequestFailed("not a stream", f"content-type {excerpt(kind, 80)}{said}")
+    declared = f"content-type {excerpt(kind, 80)}" if kind else "no content-type"
+    return RequestFailed("not a stream", f"{declared}: {body_message(body)}")
 
 
 def excerpt(text: str | bytes, limit: int = EXCERPT_CHARS) -> str:

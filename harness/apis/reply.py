@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.apis.contents import Fields
 from harness.errors import RequestFailed
-from harness.wire import Timings, timings
+from harness.wire import Timings, Token, timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +18,10 @@ class Reply:
     """The first choice's visible text, up to the limit; `text_cut` says that there was more."""
     text_cut: bool = False
     reasoning_chars: int = 0
-    token_events: tuple[tuple[int, bool], ...] = ()
-    """(stamp in ns, visible) of each token event; empty when the reply was not streamed."""
+    token_events: tuple[Token, ...] = ()
+    """Empty when the reply was not streamed."""
     merged: int = 0
-    """Token events whose stamp may be late, because more followed in the same read."""
+    """Token events whose stamp is the end of an interval: more followed in the same read."""
     finish_reason: str | None = None
     input_tokens: int | None = None
     cached_tokens: int | None = None
@@ -29,18 +29,31 @@ class Reply:
     output_tokens: int | None = None
     tokens_counted: bool = False
     """True when the server gave no count and `output_tokens` counts token events."""
+    streamed_tokens: int | None = None
+    """How many of them the token events brought; None where that cannot be told."""
     tool_calls: tuple[str, ...] = ()
     """The names of the tools called, in order."""
     model: str | None = None
     server_timings: Fields | None = None
     """llama.cpp's own `timings`, in its units (ms)."""
     done_seen: bool = False
+    unfinished: bool = False
+    """It was whole by the stream's other marks, and no finish reason said so."""
     incomplete_event: bool = False
     """The body ended inside an event; it was left out."""
     value: Any = None
     """The parsed body of a reply that was not streamed."""
     end_ns: int | None = None
     failure: RequestFailed | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it brought nothing: no text, no reasoning, no tool call, no sound or image."""
+        return not (self.token_events or self.text or self.reasoning_chars or self.tool_calls)
+
+    def failed(self, failure: RequestFailed) -> Reply:
+        """Return the same reply as one that failed."""
+        return replace(self, failure=failure)
 
     def timings(self, *, start_ns: int, sent_ns: int) -> Timings:
         """Compute this reply's times. Raises ValueError for one that was read without `end_ns`."""
@@ -51,5 +64,5 @@ class Reply:
             sent_ns=sent_ns,
             tokens=self.token_events,
             end_ns=self.end_ns,
-            output_tokens=None if self.tokens_counted else self.output_tokens,
+            streamed_tokens=self.streamed_tokens,
         )

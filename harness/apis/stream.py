@@ -1,6 +1,6 @@
-"""Reads a streamed reply: while it runs its reads are only stored with their stamps.
+"""Reads a streamed reply: each read is decoded when it is fed, which may be long after it came.
 
-`StreamReader.finish` decodes them.
+The stamps are those of the reads, so it does not matter when they are decoded.
 """
 
 from __future__ import annotations
@@ -8,119 +8,162 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
 from harness.apis.contents import Fields, WrongShape
 from harness.apis.dialects import Api
 from harness.apis.failures import error_message, excerpt
-from harness.apis.frame import Frame
 from harness.apis.reply import Reply
 from harness.apis.tally import MAX_TEXT_CHARS, Tally
 from harness.errors import RequestFailed
-from harness.wire import Event, SSEDecoder
+from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
 
-MAX_BODY_BYTES = 16 << 20
-MAX_READS = 1 << 18  # a stored read costs about 100 bytes beside its data
+MAX_REPLY_BYTES = 64 << 20
+DONE = b"[DONE]"
 
 
 class StreamReader:
-    """One streamed reply: feed it each read with its stamp, then `finish`."""
+    """One streamed reply: feed it each read with its stamp, then `finish`.
 
-    __slots__ = ("_api", "_bytes", "_max_body_bytes", "_max_text_chars", "_reads", "_too_large")
+    `choices` is how many were asked for, `since_ns` a time after which all of it came.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_bytes",
+        "_decoder",
+        "_done_ns",
+        "_failure",
+        "_max_bytes",
+        "_plain",
+        "_tally",
+    )
 
     def __init__(
         self,
         api: Api,
         *,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        choices: int = 1,
+        since_ns: int = 0,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        max_event_bytes: int = MAX_EVENT_BYTES,
         max_text_chars: int = MAX_TEXT_CHARS,
     ) -> None:
-        if not api.streams:
+        if api.plain is None:
             raise ValueError(f"{api.name} has no streamed replies")
-        self._api = api
-        self._max_body_bytes = max_body_bytes
-        self._max_text_chars = max_text_chars
-        self._reads: list[tuple[bytes, int]] = []
+        self._plain = api.plain
+        self._begun = False
+        self._tally = Tally(api, max_text_chars, choices)
+        self._decoder = SSEDecoder(since_ns=since_ns, max_event_bytes=max_event_bytes)
+        self._max_bytes = max_reply_bytes
         self._bytes = 0
-        self._too_large: RequestFailed | None = None
+        self._done_ns: int | None = None
+        self._failure: RequestFailed | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing that may follow matters: `[DONE]` was read, or something was wrong."""
+        return self._done_ns is not None or self._failure is not None
 
     def feed(self, data: bytes, t_ns: int) -> None:
-        """Store one read of the body and its stamp.
-
-        Raises RequestFailed("reply too large") once the limit is passed: read no further. `finish`
-        then reports the same failure.
-        """
+        """Decode one read of the body, of this stamp; what comes when it is `over` is dropped."""
+        if self.over:
+            return
         self._bytes += len(data)
-        if self._bytes > self._max_body_bytes or len(self._reads) >= MAX_READS:
-            limit = f"over {self._max_body_bytes:,} bytes or {MAX_READS:,} reads"
-            self._too_large = RequestFailed("reply too large", limit)
-            raise self._too_large
-        self._reads.append((data, t_ns))
-
-    def finish(self, end_ns: int, *, cause: RequestFailed | None = None) -> Reply:
-        """Decode what was fed; `end_ns` is the stamp of the body's end.
-
-        `cause` is what ended the body when the caller knows (reset, timeout, cut off); it fails
-        even a reply that looks whole. Nothing is raised: `failure` holds, the first that applies,
-        what was wrong inside the stream, the size limit, the cause, or that the stream ended early.
-        """
-        tally = Tally(self._api, self._max_text_chars)
-        decoder = SSEDecoder()
-        failure: RequestFailed | None = None
-        done = False
         try:
-            done = _read_events(decoder, self._reads, tally)
+            if self._bytes > self._max_bytes:
+                raise RequestFailed(
+                    "reply too large",
+                    f"over {self._max_bytes:,} bytes; max_reply in the plan's target allows more",
+                )
+            self._read(self._decoder.feed(data, t_ns))
         except RequestFailed as found:
-            failure = found
-        pending = None if done else decoder.pending
-        failure = failure or tally.failed_finish("error event") or self._too_large or cause
+            self._failure = found
+
+    def finish(
+        self, end_ns: int, *, cause: RequestFailed | None = None, empty_ok: bool = False
+    ) -> Reply:
+        """Return what was read; `end_ns` is the stamp of the body's end.
+
+        A reply ends with its `[DONE]`, if it has one. `cause` is what broke the body off, if
+        anything did; it fails even a reply that looks whole, but not one that was done. Without
+        `empty_ok`, one that brought nothing has failed. Nothing is raised: `failure` holds, the
+        first that applies, what was wrong inside the stream, the cause, that the stream ended early
+        or that it was empty.
+        """
+        tally, done = self._tally, self._done_ns is not None
+        pending = None if done or self._failure else self._decoder.pending
+        failure = self._failure or tally.failed_finish("error event")
+        unfinished = False
         if failure is None and not tally.whole():
-            failure = _truncated(tally, done=done, pending=pending)
-        return tally.reply(
+            unfinished = cause is None and not tally.finished and self._has_other_end()
+            if not unfinished:
+                failure = cause or _truncated(tally, done=done, pending=pending)
+        elif failure is None and not done:
+            failure = cause
+        reply = tally.reply(
             streamed=True,
             done_seen=done,
+            unfinished=unfinished,
             incomplete_event=pending is not None,
-            end_ns=end_ns,
+            end_ns=end_ns if self._done_ns is None else self._done_ns,
             failure=failure,
         )
+        return reply if empty_ok else without_content(reply)
+
+    def _has_other_end(self) -> bool:
+        """Whether tokens came, and after them what ends a reply of servers without a reason."""
+        tally = self._tally
+        return bool(tally.tokens) and (self._done_ns is not None or tally.usage_ends)
+
+    def _read(self, events: list[Event]) -> None:
+        """Add events up; raises RequestFailed at the first that is malformed or an error."""
+        plain, tally = self._plain, self._tally
+        for event in events:
+            piece = plain(event.data) if self._begun and event.event != "error" else None
+            if piece is not None:
+                tally.tokens.append((event.t_ns, tally.add_plain(piece), event.after_ns))
+                continue
+            self._begun = (
+                True  # the first event alone is parsed whole in any case: it says which model
+            )
+            data = event.data.strip()
+            if data == DONE:
+                self._done_ns = event.t_ns
+                return
+            if data or event.event == "error":  # an empty one keeps the connection alive
+                has_output, has_text = self._add_parsed(event)
+                if has_output:
+                    tally.tokens.append((event.t_ns, has_text, event.after_ns))
+
+    def _add_parsed(self, event: Event) -> tuple[bool, bool]:
+        value = _parse_event(event)
+        try:
+            return self._tally.add(value)
+        except WrongShape as error:
+            raise RequestFailed("malformed event", f"{error}: {excerpt(event.data)}") from None
 
 
-def _read_events(decoder: SSEDecoder, reads: list[tuple[bytes, int]], tally: Tally) -> bool:
-    """Put every event into the tally; True when `[DONE]` ended the stream.
-
-    Raises RequestFailed at the first event that is malformed or an error.
-    """
-    assert tally.api.output is not None  # only such dialects stream
-    frame = Frame(tally.api.output)
-    for data, t_ns in reads:
-        for event in decoder.feed(data, t_ns):
-            text = frame.text_of(event.data) if event.event is None else None
-            if text is not None:
-                tally.add_text(text)
-                has_output = has_text = bool(text)
-            elif event.data.strip() == b"[DONE]":
-                return True
-            else:
-                has_output, has_text = _add_parsed(event, tally, frame)
-            if has_output:
-                tally.tokens.append((event.t_ns, has_text))
-                tally.merged += not event.exact
-    return False
+def without_content(reply: Reply) -> Reply:
+    """Return the reply, failed if it is whole and brought nothing."""
+    if reply.failure is not None or not reply.is_empty:
+        return reply
+    ended = "no finish_reason" if reply.finish_reason is None else f"finish {reply.finish_reason!r}"
+    detail = f"{ended} and not one token; `allow_empty: true` in the plan's target accepts that"
+    return reply.failed(RequestFailed("empty reply", detail))
 
 
-def _add_parsed(event: Event, tally: Tally, frame: Frame) -> tuple[bool, bool]:
-    """Parse an event whole, and learn its frame."""
-    value = _parse_event(event)
+def parse_json(data: bytes) -> Any:
+    """Parse JSON as servers send it: with halves of characters, and NaN; ValueError where not."""
     try:
-        has_output, has_text = tally.add(value)
-    except WrongShape as error:
-        raise RequestFailed("malformed event", f"{error}: {excerpt(event.data)}") from None
-    if has_text:
-        frame.learn(event.data, value)
-    return has_output, has_text
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return json.loads(str(data, "utf-8", "replace"))
 
 
 def _parse_event(event: Event) -> dict[str, Any]:
     try:
-        value = json.loads(str(event.data, "utf-8"))
+        value = parse_json(event.data)
     except (ValueError, RecursionError):
         value = None
     if event.event == "error" or (isinstance(value, dict) and _is_error(value)):

@@ -2,45 +2,90 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.apis.contents import Fields, Output, WrongShape
+import msgspec
+
+from harness.apis.chunks import Plain
+from harness.apis.contents import (
+    NO_USAGE,
+    Fields,
+    Output,
+    Usage,
+    WrongShape,
+    reports,
+    usage_of,
+)
 from harness.apis.dialects import Api
 from harness.apis.failures import excerpt
 from harness.apis.reply import Reply
 from harness.errors import RequestFailed
+from harness.wire import Token
 
 MAX_TEXT_CHARS = 64 << 10
 
-_MOST_TOKENS = 10**9  # of one reply: what claims more is no count
-
-_FAILED_FINISH = ("error", "abort")  # what vLLM and routers put where a reason would stand
+_GAVE_UP = re.compile(
+    r"abort|error|cancel|insufficient|time_?out|timed|fail|overload|exception|interrupt|preempt"
+    r"|unavailable|disconnect|killed|evict",
+    re.IGNORECASE,
+)
+_NO_REASON = ("", "null", "none")  # what stands for null in some servers
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one reply has brought so far."""
+    """What one reply has brought so far.
+
+    `choices` is how many were asked for: of one, whatever index the server gives it.
+    """
 
     api: Api
     max_text_chars: int = MAX_TEXT_CHARS
+    choices: int = 1
     text: list[str] = field(default_factory=list)
     text_chars: int = 0
     reasoning_chars: int = 0
-    tokens: list[tuple[int, bool]] = field(default_factory=list)
-    merged: int = 0
+    tokens: list[Token] = field(default_factory=list)
+    """Stamped by the reader of the stream."""
     seen: set[int] = field(default_factory=set)
     """Indexes of the choices that began; `finished` has the reason of those that ended."""
     finished: dict[int, str] = field(default_factory=dict)
+    gave_up: str | None = None
+    """The finish reason that says so."""
     calls: dict[tuple[int, int], str] = field(default_factory=dict)
-    input_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
+    usage: Usage = NO_USAGE
+    usage_ends: bool = False
+    """Whether the last that came was a report of usage alone, after a token."""
     model: str | None = None
     server_timings: Fields | None = None
+    _late_usage: msgspec.Raw | None = None
+    _late_timings: msgspec.Raw | None = None
+
+    def add_plain(self, piece: Plain) -> bool:
+        """Add a plain event; returns whether it is visible."""
+        index, text, reasoning, usage, timings = piece
+        if self.choices == 1:
+            index = 0
+        self.seen.add(index)
+        self.reasoning_chars += reasoning
+        self.usage_ends = False
+        if usage:
+            self._late_usage = usage
+        if timings:
+            self._late_timings = timings
+        if text:
+            if index == 0 and self.text_chars <= self.max_text_chars:
+                self.text.append(text)
+                self.text_chars += len(text)
+            return True
+        return False
 
     def add(self, value: Fields) -> tuple[bool, bool]:
         """Add a chunk or a whole reply; (has output of any kind, has visible output)."""
+        self._take_late_reports()
         has_output = has_text = False
         output = self.api.output
         if output is not None and (choices := value.get("choices")):
@@ -52,39 +97,59 @@ class Tally:
                 anything, text = self._add_choice(choice, output(choice))
                 has_output |= anything
                 has_text |= text
-        if isinstance(usage := value.get("usage"), dict):
-            self._add_usage(usage)
+        counted = [self._add_usage(report) for report in reports(value)]
+        self.usage_ends = any(counted) and not has_output and bool(self.tokens)
         if self.model is None and isinstance(value.get("model"), str):
             self.model = excerpt(value["model"])
         if isinstance(value.get("timings"), dict):
             self.server_timings = value["timings"]
         return has_output, has_text
 
-    def _add_usage(self, usage: Fields) -> None:
-        """Take the server's counts; of several the last one counts."""
-        self.input_tokens = _count(usage.get("prompt_tokens"), self.input_tokens)
-        self.output_tokens = _count(usage.get("completion_tokens"), self.output_tokens)
-        if isinstance(details := usage.get("prompt_tokens_details"), dict):
-            self.cached_tokens = _count(details.get("cached_tokens"), self.cached_tokens)
+    def _take_late_reports(self) -> None:
+        """Parse the last reports of the plain events, which were left as they came."""
+        late, self._late_usage = self._late_usage, None
+        if isinstance(report := _parsed(late), dict):
+            self._add_usage(report)
+        late, self._late_timings = self._late_timings, None
+        if isinstance(report := _parsed(late), dict):
+            self.server_timings = report
+
+    def _add_usage(self, report: Fields) -> bool:
+        """Take the server's counts, of several the last; returns whether it counts output."""
+        found, before = usage_of(report), self.usage
+        self.usage = Usage(
+            before.input if found.input is None else found.input,
+            before.cached if found.cached is None else found.cached,
+            before.output if found.output is None else found.output,
+            before.unseen if found.output is None else found.unseen,
+        )
+        return bool(found.output)
 
     def _add_choice(self, choice: Fields, output: Output) -> tuple[bool, bool]:
-        text, reasoning, calls = output
         index = choice.get("index")
-        index = index if isinstance(index, int) else 0
+        index = index if isinstance(index, int) and self.choices > 1 else 0
         self.seen.add(index)
-        if choice.get("finish_reason"):
-            self.finished[index] = excerpt(str(choice["finish_reason"]))
-        if index == 0:
-            self.add_text(text)
-        self.reasoning_chars += len(reasoning)
-        called = bool(calls) and self._add_calls(index, calls)
-        return bool(text or reasoning or called), bool(text)
+        self._add_finish(index, choice.get("finish_reason"))
+        if index == 0 and output.text and self.text_chars <= self.max_text_chars:
+            self.text.append(output.text)
+            self.text_chars += len(output.text)
+        self.reasoning_chars += len(output.reasoning)
+        called = bool(output.tool_calls) and self._add_calls(index, output.tool_calls)
+        visible = bool(output.text) or output.media
+        return visible or bool(output.reasoning) or called, visible
 
-    def add_text(self, text: str) -> None:
-        """Keep visible text of the first choice, up to a little over the limit."""
-        if text and self.text_chars <= self.max_text_chars:
-            self.text.append(text)
-            self.text_chars += len(text)
+    def _add_finish(self, index: int, reason: Any) -> None:
+        """Note why a choice ended; an object says it by its `type`, and is no plain end."""
+        if isinstance(reason, dict):
+            kind = reason.get("type")
+            if kind not in ("stop", "length"):
+                self.gave_up = excerpt(str(reason.get("message") or kind or reason))
+            reason = str(kind or "object")
+        if not reason or str(reason).lower() in _NO_REASON:
+            return
+        self.finished[index] = excerpt(str(reason))
+        if _GAVE_UP.search(str(reason)) and self.gave_up is None:
+            self.gave_up = self.finished[index]
 
     def _add_calls(self, choice: int, calls: list[Any]) -> bool:
         """Note the names of the tools called; False when every call is an empty shell."""
@@ -106,33 +171,63 @@ class Tally:
 
     def failed_finish(self, kind: str) -> RequestFailed | None:
         """Return a failure of this kind when a finish reason says that the server gave up."""
-        reason = next((one for one in self.finished.values() if one in _FAILED_FINISH), None)
-        return RequestFailed(kind, f"finish_reason {reason!r}") if reason else None
+        if self.gave_up is None:
+            return None
+        return RequestFailed(kind, f"finish_reason {self.gave_up!r}")
 
     def reply(self, *, streamed: bool, **rest: Any) -> Reply:
         """Return what has been added; `rest` are the fields of Reply that only the reader knows."""
+        self._take_late_reports()
+        usage = self._believable()
         text = "".join(self.text)
-        counted = streamed and self.output_tokens is None
+        counted = streamed and usage.output is None
+        tokens = self.tokens
         return Reply(
             text=_encodable(text[: self.max_text_chars]),
             text_cut=len(text) > self.max_text_chars,
             reasoning_chars=self.reasoning_chars,
-            token_events=tuple(self.tokens),
-            merged=self.merged,
+            token_events=tuple(tokens),
+            merged=sum(t_ns != after_ns for t_ns, _, after_ns in tokens),
             finish_reason=self.finished.get(0) or next(iter(self.finished.values()), None),
-            input_tokens=self.input_tokens,
-            cached_tokens=self.cached_tokens,
-            output_tokens=len(self.tokens) if counted else self.output_tokens,
+            input_tokens=usage.input,
+            cached_tokens=usage.cached,
+            output_tokens=len(tokens) if counted else usage.output,
             tokens_counted=counted,
+            streamed_tokens=self._streamed(usage),
             tool_calls=tuple(self.calls.values()),
             model=self.model,
             server_timings=self.server_timings,
             **rest,
         )
 
+    def _believable(self) -> Usage:
+        """Return the usage without counts of zero that cannot be: missing is not free."""
+        usage = self.usage
+        if usage.output == 0 and (self.tokens or self.text or self.calls):
+            usage = usage._replace(output=None)
+        if usage.input == 0 and not usage.cached:
+            usage = usage._replace(input=None)
+        return usage
 
-def _count(value: Any, before: int | None) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else before
+    def _streamed(self, usage: Usage) -> int | None:
+        """How many of the output tokens came in the stream; None where that cannot be told.
+
+        Reasoning that is counted is often not sent, or in another form: a summary of fewer
+        characters than it has tokens.
+        """
+        if usage.output is None:
+            return len(self.tokens)
+        if not usage.unseen or self.reasoning_chars >= usage.unseen:
+            return usage.output
+        return None if self.reasoning_chars else max(usage.output - usage.unseen, 0)
+
+
+def _parsed(report: msgspec.Raw | None) -> Any:
+    if report is None:
+        return None
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(report)
+    return None
 
 
 def _encodable(text: str) -> str:

@@ -32,6 +32,7 @@ from harness.cli.screen import (
     describe_preflight,
     finish,
     live,
+    note,
     scrubbed,
     shown,
     unwritten_told,
@@ -39,6 +40,7 @@ from harness.cli.screen import (
 )
 from harness.cli.streams import outlive_readers, print_document, tell_lost_output
 from harness.errors import ExitCode, HarnessError, UserError
+from harness.limits import raise_descriptor_limit
 
 if TYPE_CHECKING:
     from harness.search import Over
@@ -77,6 +79,7 @@ def main() -> None:
     Exit codes: 0 PASS, 2 usage or plan error, 3 FAIL, 4 INCONCLUSIVE, 5 INVALID measurement,
     6 target unreachable, 130 interrupted (what was recorded is saved and reported), 1 our defect.
     """  # noqa: D301 - click looks for the character, not for its name
+    raise_descriptor_limit()
 
 
 @main.command()
@@ -87,6 +90,7 @@ def main() -> None:
 @click.option("--rate", help="Poisson arrivals, like 20/s (open model).")
 @click.option("--arrivals", help="Arrival process, like `constant 5/s` (open model).")
 @click.option("--concurrency", help="Number of users, each waiting for its reply (closed model).")
+@click.option("--ramp", help="How long the users take to start, like 5s (closed model).")
 @click.option("--for", "duration", help="How long, like 60s.")
 @click.option("--budget", "budgets", multiple=True, help='Like "chat.ttft p99 < 800ms".')
 @click.option("--inputs", type=click.Path(path_type=Path), help="File of prompts or a trace.")
@@ -119,13 +123,15 @@ def run(
     """
     from harness.recorder import load_recording
     from harness.runs import run_plan, without_baseline
-    from harness.selftest import warning
+    from harness.selftest import expected, warning
     from harness.swarm.manifest import default_folder
+    from harness.swarm.preconditions import misfits
 
     plan = plan_of(ctx, scenario, options)
     folder = out or default_folder(plan.name)
     base = load_recording(baseline) if baseline else None
-    warn(ctx, warning(plan), None if base else without_baseline(plan.budgets))
+    warn(ctx, warning(plan), *misfits(plan), None if base else without_baseline(plan.budgets))
+    note(ctx, expected(plan))
     with live(quiet=quiet) as show:
         result = run_plan(plan, folder, show, baseline=base)
     finish(ctx, result, json_to=json_to, quiet=quiet, verbose=verbose)
@@ -139,11 +145,12 @@ def check(ctx: click.Context, plan_file: Path, url: str | None) -> None:
     """Validate a plan and send one request of each task; no load."""
     from harness.runs import preflight
     from harness.sizing import out_of_reach, undecidable
+    from harness.swarm.preconditions import misfits
 
     plan = plan_of(ctx, plan_file, {"url": url})
     target, probes = preflight(plan)
     click.echo(scrubbed(ctx, describe_preflight(plan, target, probes)))
-    warn(ctx, *out_of_reach(plan), *undecidable(plan))
+    warn(ctx, *misfits(plan), *out_of_reach(plan), *undecidable(plan))
 
 
 @main.command()
@@ -288,6 +295,7 @@ def ab(
     from harness.ab import text
     from harness.selftest import warning
     from harness.swarm.manifest import default_folder
+    from harness.swarm.preconditions import misfits
 
     plan = plan_of(ctx, plan_file, options)
     plans = interleaved.plans(interleaved.limited(plan, limit, budgets), a, b, b_set)
@@ -295,7 +303,7 @@ def ab(
     once = None if plan.repeat == 1 else "repeat is not used: blocks are repeated instead"
     early = plan.abort_on or any(budget.abort for budget in plan.budgets)
     whole = "abort and abort_on are not used: both targets are played to the end" if early else None
-    warn(ctx, once, whole, warning(plan))
+    warn(ctx, once, whole, warning(plan), *misfits(plan))
     folder = out or default_folder(f"{plan.name}-ab")
     with live(quiet=quiet) as show:
         found = interleaved.play(plans, folder, turns, show, limit=limit)
@@ -399,12 +407,14 @@ def search(
     )
     from harness.swarm.interrupts import signals_like_ctrl_c
     from harness.swarm.manifest import default_folder
+    from harness.swarm.preconditions import misfits
 
     within, longest_ns = range_of(over, low, high, precision), longest_ns_of(longest)
     plan = plan_of(ctx, plan_file, options)
     template = Template.of(plan, over, stage=stage, longest_ns=longest_ns)
     template.check(within.low)
-    warn(ctx, *template.warnings(within.low))
+    widest = template.at(within.high, template.stage.duration_ns)
+    warn(ctx, *misfits(widest), *template.warnings(within.low))
 
     def say(text: str) -> None:
         if not quiet:
@@ -455,22 +465,22 @@ def endpoint(host: str, port: int, settings: Sequence[str]) -> None:
 def selftest(ctx: click.Context, plan_file: Path | None, json_to: str | None) -> None:
     """Measure in under a minute what this machine measures well.
 
-    With --plan the exit code is 5 when the plan asks for more than its workers carry. The result is
-    kept; `harness run` warns by it.
+    With --plan it also plays the plan's own shape, in step, and says what errors to expect; the
+    exit code is then 5 when the plan asks for more than its workers carry. The result is kept;
+    `harness run` warns by it and repeats what to expect.
     """
     from harness import selftest as machine
     from harness.swarm.interrupts import signals_like_ctrl_c
 
     plan = plan_of(ctx, plan_file, {}) if plan_file else None
-    budgets = plan.budgets if plan else ()
     with signals_like_ctrl_c():
-        found = machine.measure(budgets=budgets, say=lambda text: click.echo(text, err=True))
+        found = machine.measure(plan=plan, say=lambda text: click.echo(text, err=True))
     try:
         click.echo(f"kept in {shown(machine.save(found))}", err=True)
     except OSError as error:
         warn(ctx, f"the result is not kept: {error}")
     fitting = machine.fit(plan, found) if plan else None
-    Screen.beside(json_to).show(machine.render(found, fitting))
+    Screen.beside(json_to).show(machine.render(found, fitting, next(iter(found.in_step), None)))
     if json_to:
         print_document(json.dumps(machine.as_json(found, fitting), indent=1) + "\n", "--json -")
     if fitting is not None and fitting.demand is not None and not fitting.fits:

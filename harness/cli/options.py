@@ -19,7 +19,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _RUN_ONLY = {  # option by parameter: what a plan file says itself
     "api": "--api", "model": "--model", "rate": "--rate", "arrivals": "--arrivals",
-    "concurrency": "--concurrency", "duration": "--for", "budgets": "--budget",
+    "concurrency": "--concurrency", "ramp": "--ramp", "duration": "--for", "budgets": "--budget",
     "inputs": "--inputs", "headers": "--header",
 }  # fmt: skip
 

@@ -122,7 +122,10 @@ def describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str:
         lines.append(f"  {plan.repeat} times, by new processes with new seeds:")
     for stage in plan.load:
         kept = "" if stage.record else ", not judged"
-        lines.append(f"  stage {stage.name}: {stage.load} for {stage.duration_ns / 1e9:g}s{kept}")
+        ramp = f", started within {stage.spread_ns / 1e9:g}s" if stage.spread_ns else ""
+        spread = ramp if stage.concurrency else ""
+        lasts = f"{stage.duration_ns / 1e9:g}s"
+        lines.append(f"  stage {stage.name}: {stage.load} for {lasts}{spread}{kept}")
     lines += [f"  budget {budget.text}" for budget in plan.budgets]
     return "\n".join(lines)
 
@@ -131,6 +134,12 @@ def warn(ctx: click.Context, *texts: str | None) -> None:
     """Print the warnings that there are."""
     for text in filter(None, texts):
         click.echo(scrubbed(ctx, f"harness: warning: {text}"), err=True)
+
+
+def note(ctx: click.Context, text: str | None) -> None:
+    """Print what is worth knowing beside the result, if there is something."""
+    if text:
+        click.echo(scrubbed(ctx, f"harness: {text}"), err=True)
 
 
 @contextmanager

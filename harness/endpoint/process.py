@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,7 +51,7 @@ def serve(
             self.app_state = {**self.app_state, "transport": transport}
 
     listener = _listen(host, port)
-    _allow_many_files()
+    allow_many_files()
     config = uvicorn.Config(
         Endpoint(settings),
         http=Protocol,
@@ -83,24 +83,34 @@ def running(settings: Settings) -> Iterator[str]:
     terminal does not reach it, so that replies still running can be waited for.
     Raises `HarnessError` when it does not start.
     """
+    words = ("--settings", json.dumps(asdict(settings)))
+    with child("harness.endpoint", words) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def child(module: str, words: Sequence[str]) -> Iterator[str]:
+    """Run a server's module as a child process; yields the URL that it prints.
+
+    As `running` says of its own.
+    """
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "harness.endpoint", "--exit-with-parent"]
-    child = subprocess.Popen(
-        [*command, "--settings", json.dumps(asdict(settings))],
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, "--exit-with-parent", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,
     )
-    with child:
+    with process:
         try:
-            line = child.stdout.readline() if child.stdout else b""
+            line = process.stdout.readline() if process.stdout else b""
             if not line:
-                raise HarnessError(f"the embedded endpoint ended with code {child.wait()}")
+                raise HarnessError(f"the embedded endpoint ended with code {process.wait()}")
             yield json.loads(line)["url"]
         finally:
-            _end(child)
+            _end(process)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -114,11 +124,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if given.exit_with_parent:
-        threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
+        exit_with_parent()
     try:
         named = dict(_split(text) for text in given.setting)
         settings = Settings.of({**_object(given.settings), **named})
-        serve(settings, given.host, given.port, ready=_announce)
+        serve(settings, given.host, given.port, ready=announce)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
@@ -139,7 +149,8 @@ def _object(text: str) -> dict[str, Any]:
         raise UserError(f"--settings {text!r}: must be a JSON object") from None
 
 
-def _announce(url: str) -> None:
+def announce(url: str) -> None:
+    """Tell the parent where this server is."""
     sys.stdout.write(json.dumps({"url": url}) + "\n")
     sys.stdout.flush()
 
@@ -161,11 +172,16 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """Each connection is a file; the usual soft limit of 1,024 is too few under load."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def exit_with_parent() -> None:
+    """End this process when its stdin is closed, which a parent's end does."""
+    threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
 
 
 def _exit_at_end_of_stdin() -> None:

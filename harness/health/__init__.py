@@ -3,12 +3,14 @@
 A broken check makes its stage INVALID: what it cost cannot be told from what the target did. Where
 arrivals waited because every allowed user was busy with the target, the target is to blame
 (`Check.target_caused`), and where the scenario's code broke journeys off, the scenario is: a broken
-budget then stands, only a met one is void (`Check.fail_stands`).
+budget then stands, only a met one is void (`Check.fail_stands`). What a limit of the client itself
+kept from being sent voids both.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ import numpy as np
 
 from harness import stats
 from harness.budget import Budget
+from harness.health.streams import remarks
 from harness.health.workers import generator_remedy
+from harness.limits import name_in, setting
 from harness.recorder import CLOSED, RUN, Recording, StageWindow
 from harness.units import format_count, format_duration, format_rate, format_share
 
@@ -47,6 +51,8 @@ class Check:
     remedy: str
     target_caused: bool = False
     scenario_caused: bool = False
+    from_load: bool = False
+    """True where the generator was too busy: requests that failed whatever it did failed anyway."""
 
     @property
     def fail_stands(self) -> bool:
@@ -74,6 +80,8 @@ class Health:
     clock: str
     raised: int = 0
     first_exception: str | None = None
+    remarks: tuple[str, ...] = ()
+    """What to know of the streams that were measured, beside any check."""
 
     @property
     def valid(self) -> bool:
@@ -125,6 +133,7 @@ def assess(recording: Recording, budgets: Iterable[Budget] = ()) -> Health:
         send_lag_limit_ns=limit_ns,
         cpu_p95=max((cpu for cpu in cpus if cpu is not None), default=None),
         clock=recording.run.get("clock", "unknown"),
+        remarks=remarks(recording),
     )
 
 
@@ -142,6 +151,9 @@ def _stage_checks(recording: Recording, stage: StageWindow, lag_limit_ns: int) -
         checks += _check_arrivals(recording, stage, lag_limit_ns)
     checks.append(_check_cut_off(recording, stage.name))
     checks.append(_check_raised(recording, stage.name))
+    checks.append(_check_own_limits(recording, stage.name))
+    if recording.load_totals(stage.name).backed_off:
+        checks.append(_check_backed_off(recording, stage.name))
     if recording.load_totals(stage.name).token_events:
         checks.append(_check_merged(recording, stage.name))
     if cpu is not None:
@@ -164,6 +176,7 @@ def _check_lag(
         ok=lag_ns < limit_ns,
         why="late sends hide queueing: the target would look other than it is",
         remedy=helps,
+        from_load=True,
     )
 
 
@@ -186,6 +199,7 @@ def _check_rate(recording: Recording, stage: StageWindow, helps: str) -> Check:
             else helps
         ),
         target_caused=users_busy,
+        from_load=True,
     )
 
 
@@ -256,6 +270,7 @@ def _check_arrivals(recording: Recording, stage: StageWindow, limit_ns: int) -> 
             ok=fit.distance <= GAPS_OFF_LIMIT or fit.p >= GAPS_CHANCE,
             why="arrivals that bunch are another test than the declared one",
             remedy="use more workers, a lower rate or a quieter machine",
+            from_load=True,
         )
     ]
 
@@ -291,6 +306,49 @@ def _check_raised(recording: Recording, stage: str) -> Check:
     )
 
 
+def _check_own_limits(recording: Recording, stage: str) -> Check:
+    """What the client ran out of is no answer of the target: a single one voids the stage."""
+    met = _own_limits(recording, stage)
+    said = [f"{name} {_counted(n, 'time')}" for name, n in met.items()]
+    return Check(
+        name="The client's own limits",
+        stage=stage,
+        measured=", ".join(said) or "none",
+        must="none",
+        ok=not met,
+        why="a request that this machine had no room for never met the target",
+        remedy="; ".join(dict.fromkeys(setting(name) for name in met)),
+    )
+
+
+def _own_limits(recording: Recording, stage: str) -> Counter[str]:
+    """Count the requests that met a limit of the client, by its name; most frequent first.
+
+    A step that failed for one inside it is not counted again.
+    """
+    met = Counter[str]()
+    for step in recording.steps(stage):
+        outer = recording.requests(stage, step.rpartition("/")[0]).kinds
+        for kind, n in recording.requests(stage, step).kinds.items():
+            if name := name_in(kind):
+                met[name] += n - min(n, outer.get(kind, 0))
+    return Counter(dict(met.most_common()))
+
+
+def _check_backed_off(recording: Recording, stage: str) -> Check:
+    """Never broken: a client that does not pause after failures tests nothing but its own loop."""
+    totals = recording.load_totals(stage)
+    return Check(
+        name="Pauses after failed rounds",
+        stage=stage,
+        measured=f"{format_count(totals.backed_off)} of {format_count(totals.finished)} rounds",
+        must="counted",
+        ok=True,
+        why="a user whose round failed at once waits before its next: 10 ms, doubling up to 1 s",
+        remedy="",
+    )
+
+
 def _check_merged(recording: Recording, stage: str) -> Check:
     """Never broken by itself: a target that sends two tokens in one packet merges them too."""
     totals = recording.load_totals(stage)
@@ -302,7 +360,7 @@ def _check_merged(recording: Recording, stage: str) -> Check:
         f"({format_share(share)})",
         must="counted",
         ok=True,
-        why="tokens that came in one read share a stamp, exact for the last of them",
+        why="tokens that came in one read share a stamp: budgets are judged at both ends of it",
         remedy="",
     )
 
@@ -316,6 +374,7 @@ def _check_cpu(stage: str, cpu: float, helps: str) -> Check:
         ok=cpu < CPU_LIMIT,
         why="a busy generator reads its own clock late",
         remedy=helps,
+        from_load=True,
     )
 
 
@@ -332,6 +391,7 @@ def _check_stall(recording: Recording, stage: str, stall_ns: int, gc_ns: int) ->
         ok=by_kernel or stall_ns < STALL_LIMIT_NS,
         why="a stalled loop stamps late, unless the kernel stamps",
         remedy="use more workers or a quieter machine",
+        from_load=True,
     )
 
 

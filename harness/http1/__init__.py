@@ -11,7 +11,7 @@ lines before the status line and a lowercase `http/1.1` pass too. Every length h
 """
 
 from harness.http1.coding import ENCODINGS, Decompressor, decoded
-from harness.http1.head import MAX_HEADERS, Head, ProtocolViolation, Truncated
+from harness.http1.head import MAX_HEADERS, Head, ProtocolViolation, TooLarge, Truncated
 from harness.http1.reader import (
     MAX_BODY_BYTES,
     MAX_CHUNK_LINE_BYTES,
@@ -33,6 +33,7 @@ __all__ = [
     "Piece",
     "ProtocolViolation",
     "ResponseReader",
+    "TooLarge",
     "Truncated",
     "decoded",
 ]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from harness.http1.head import ProtocolViolation, Truncated, excerpt
+from harness.http1.head import ProtocolViolation, TooLarge, Truncated, excerpt
 from harness.http1.reader import MAX_BODY_BYTES, Piece
 
 try:
@@ -100,7 +100,7 @@ class Decompressor:
     def _bounded(self, out: bytes) -> bytes:
         self._out_bytes += len(out)
         if self._out_bytes > self.max_bytes:
-            raise ProtocolViolation(f"{self.encoding} unfolds to above {self.max_bytes:,} bytes")
+            raise TooLarge(f"the body ({self.encoding}) unfolds to above {self.max_bytes:,} bytes")
         return out
 
 

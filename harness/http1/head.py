@@ -24,6 +24,10 @@ class ProtocolViolation(Exception):
     """The other side does not speak HTTP/1.1 as it must, or says more than it may."""
 
 
+class TooLarge(ProtocolViolation):
+    """A body above the most that is allowed."""
+
+
 class Truncated(ProtocolViolation):
     """The connection was closed before the reply had ended."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
 from harness.http1.head import (
     Head,
     ProtocolViolation,
+    TooLarge,
     Truncated,
     excerpt,
     header_fields,
@@ -91,6 +92,10 @@ class ResponseReader:
         """True when the reply is complete and the connection may carry another request."""
         return self.complete and self._persistent and not self.leftover
 
+    def bound(self, more_bytes: int) -> None:
+        """Allow so much more of the body."""
+        self.max_body_bytes = min(self.max_body_bytes, self._body_bytes + more_bytes)
+
     def feed(self, data: bytes, t_ns: int) -> None:
         """Take in what one read brought; b"" brings nothing, a close is told by `eof`.
 
@@ -163,6 +168,11 @@ class ResponseReader:
     def has_new(self) -> bool:
         """True when there are pieces to take."""
         return bool(self._new)
+
+    @property
+    def new(self) -> Sequence[Piece]:
+        """The pieces to take."""
+        return self._new
 
     def take(self) -> list[Piece]:
         """Return the pieces of the body that are new since the last call, chunking undone."""
@@ -300,7 +310,7 @@ class ResponseReader:
     def _add(self, size: int) -> None:
         self._body_bytes += size
         if self._body_bytes > self.max_body_bytes:
-            raise ProtocolViolation(f"a body above the {self.max_body_bytes:,} bytes allowed")
+            raise TooLarge(f"a body above the {self.max_body_bytes:,} bytes allowed")
 
     def _finish(self, t_ns: int) -> None:
         self.complete = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.http1 import Head, Piece, ProtocolViolation, Truncated
+from harness.http1 import Head, Piece, ProtocolViolation, TooLarge, Truncated
 
 _NO_BODY = frozenset({204, 304})
 
@@ -64,6 +64,11 @@ class StreamReply:
         """True when there are pieces to take."""
         return bool(self._new)
 
+    @property
+    def new(self) -> Sequence[Piece]:
+        """The pieces to take."""
+        return self._new
+
     def take(self) -> list[Piece]:
         """Return the pieces of the body that are new since the last call."""
         new, self._new = self._new, []
@@ -90,7 +95,7 @@ class StreamReply:
         self._body_bytes += len(data)
         self._flow_bytes += flow_bytes
         if self._flow_bytes > self.max_body_bytes:
-            raise ProtocolViolation(f"a body above the {self.max_body_bytes:,} bytes allowed")
+            raise TooLarge(f"a body above the {self.max_body_bytes:,} bytes allowed")
         if data:
             self._parts.append(data)
 

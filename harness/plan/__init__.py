@@ -81,21 +81,29 @@ __all__ = [
 ]
 
 DEFAULT_MAX_IN_FLIGHT = 1000
+_RAMP_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One stretch of load; exactly one of `arrivals` (open) and `concurrency` (closed) is set.
 
-    `max_in_flight` is None for a closed load.
+    `max_in_flight` is None for a closed load; `ramp_ns` is how long its users take to start, None
+    where the plan does not say.
     """
 
     name: str
     duration_ns: int
     arrivals: Arrivals | None = None
     concurrency: int | None = None
+    ramp_ns: int | None = None
     record: bool = True
     max_in_flight: int | None = None
+
+    @property
+    def spread_ns(self) -> int:
+        """How long its users take to start: its ramp, or a tenth of the stage, a second at most."""
+        return min(_RAMP_NS, self.duration_ns // 10) if self.ramp_ns is None else self.ramp_ns
 
     @property
     def load(self) -> str:
@@ -111,7 +119,9 @@ class Target:
 
     `path` stands for the API's own path where it is not None; `params` are further body fields.
     `cert` is what we show to a target that asks who we are, `key` its key where `cert` has none.
-    `proxy`, `http2` and `trust_env` mean what they mean to `httpx.Client`.
+    `proxy`, `http2` and `trust_env` mean what they mean to `httpx.Client`. A reply, once it is
+    decompressed, and an event of a stream may not be longer than so many bytes; one without a token
+    is a failure unless `allow_empty`.
     """
 
     url: str
@@ -126,6 +136,9 @@ class Target:
     proxy: str | None = field(default=None, repr=False)
     http2: bool = False
     trust_env: bool = True
+    max_reply_bytes: int = 64 << 20
+    max_event_bytes: int = 1 << 20
+    allow_empty: bool = False
     params: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -181,6 +194,7 @@ def plan_from_options(
     rate: str | None = None,
     arrivals: str | None = None,
     concurrency: int | None = None,
+    ramp: str | None = None,
     duration: str = "60s",
     budgets: Sequence[str] = (),
     inputs: str | os.PathLike[str] | None = None,
@@ -201,7 +215,7 @@ def plan_from_options(
         target=_given(url=url, api=api, model=model, headers=sent),
         scenario=os.fspath(scenario),
         inputs=None if inputs is None else os.fspath(inputs),
-        load=_given(arrivals=load, concurrency=concurrency) | {"for": duration},
+        load=_given(arrivals=load, concurrency=concurrency, ramp=ramp) | {"for": duration},
         budgets=list(budgets),
         seed=seed,
         workers=workers,
@@ -282,6 +296,7 @@ class _Options:
             ("target", "headers"): "--header",
             ("inputs",): "--inputs",
             ("load", 0, "concurrency"): "--concurrency",
+            ("load", 0, "ramp"): "--ramp",
             ("load", 0, "for"): "--for",
             ("budgets",): "--budget",
             ("seed",): "--seed",
@@ -337,9 +352,29 @@ def _check_stages(load: Sequence[StageEntry], places: Places) -> None:
         if name in names[:i]:
             problem = f'found the stage "{name}" again; give each stage a name of its own'
             raise PlanError(places.place(("load", i, "name")), problem)
+        if problem := _ramp_problem(load[i]):
+            raise PlanError(places.place(("load", i, "ramp")), problem)
     if not any(stage.record for stage in load):
         problem = "found no stage that is recorded; remove record: false from one"
         raise PlanError(places.place(("load",)), problem)
+
+
+def _ramp_problem(stage: StageEntry) -> str:
+    """Say why the users of a stage cannot start in its ramp; empty when they can."""
+    if stage.ramp_ns is None:
+        return ""
+    if stage.concurrency is None:
+        return (
+            "found ramp beside arrivals, which start by their own process; a ramp is how long the "
+            "users of a concurrency take to start: remove it, or declare a slower stage before"
+        )
+    if stage.ramp_ns >= stage.duration_ns:
+        return (
+            f"found a ramp of {stage.ramp_ns / 1e9:g}s in the stage {stage.name} of "
+            f"{stage.duration_ns / 1e9:g}s; allowed is less than the stage lasts, or 0s to start "
+            "all users at once"
+        )
+    return ""
 
 
 def _check_budgets(budgets: Sequence[Budget], load: Sequence[StageEntry], places: Places) -> None:

@@ -26,16 +26,19 @@ from harness.units import (
     parse_duration,
     parse_money,
     parse_rate,
+    parse_size,
     parse_token_price,
 )
 
 Kind = Literal["constant", "poisson"]
 MOST_PER_S = 1_000_000
+LEAST_BYTES, MOST_BYTES = 1 << 10, 4 << 30
 KEYS = "keys with values"
 HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
 STAGE_NAME = f"^{SEGMENT}$"
 STEP_NAME = f"^{SEGMENT}(/{SEGMENT})*$"
 _DURATION = r"^\s*[0-9]+(\.[0-9]+)?\s*(us|µs|ms|s|m|h)\s*$|\$\{"
+_SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*([kKMG]i?)?B\s*$|\$\{"
 _AMOUNT = r"^\s*\$\s*[0-9]+(\.[0-9]+)?\s*$|\$\{"
 _PRICE = r"^\s*\$\s*[0-9]+(\.[0-9]+)?\s*/1[kM]\s*$|\$\{"
 _ARRIVALS = r"^(constant|poisson) +[0-9]+(\.[0-9]+)?\s*/[smh]$|\$\{"
@@ -69,6 +72,17 @@ def _positive_duration(value: object) -> int:
     if not duration_ns:
         raise _refused(value, "allowed is a duration above zero")
     return duration_ns
+
+
+def _size(value: object) -> int:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise _refused(value, f"it has no unit: write {value}MiB")
+    if not isinstance(value, str):
+        raise _refused(value, "allowed is a size, like 64MiB")
+    size_bytes = parse_size(value)
+    if not LEAST_BYTES <= size_bytes <= MOST_BYTES:
+        raise _refused(value, "allowed is from 1KiB to 4GiB")
+    return size_bytes
 
 
 def _window(value: object) -> int:
@@ -192,6 +206,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Duration = Annotated[int, BeforeValidator(_positive_duration), _text(_DURATION, "60s")]
 Window = Annotated[int, BeforeValidator(_window), _text(_DURATION, "10s")]
+Size = Annotated[int, BeforeValidator(_size), _text(_SIZE, "64MiB")]
 Drain = Annotated[int, BeforeValidator(_duration), _text(_DURATION, "30s")]
 ArrivalsText = Annotated[Arrivals, PlainValidator(_arrivals), _text(_ARRIVALS, "poisson 20/s")]
 TokenPrice = Annotated[Decimal, PlainValidator(_token_price), _text(_PRICE, "$0.15/1M")]

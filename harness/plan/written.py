@@ -31,6 +31,7 @@ from harness.plan.values import (
     Http2,
     Proxy,
     RequestPrice,
+    Size,
     TokenPrice,
     Url,
     Verify,
@@ -98,6 +99,18 @@ class TargetEntry(Written):
         description="Without a proxy here, use that of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, "
         "unless NO_PROXY names the host or it is a loopback address.",
     )
+    max_reply_bytes: Size = Field(
+        64 << 20,
+        alias="max_reply",
+        description="Longest reply, once decompressed; a longer one is cut and fails; "
+        "default 64MiB.",
+    )
+    max_event_bytes: Size = Field(
+        1 << 20, alias="max_event", description="Longest event of a stream; default 1MiB."
+    )
+    allow_empty: Flag = Field(
+        False, description="Whether a reply of text without one token counts as a success."
+    )
     params: dict[str, Any] = Field(
         {}, description="Further fields of the request body, like max_tokens."
     )
@@ -117,6 +130,12 @@ class StageEntry(Written):
         ge=1,
         le=MOST_USERS,
         description="Closed load: users, each starting anew when its reply has ended.",
+    )
+    ramp_ns: Drain | None = Field(
+        None,
+        alias="ramp",
+        description="Closed load: how long the users take to start, spread evenly, like 5s; 0s "
+        "starts all at once. Default: a tenth of the stage, at most 1s.",
     )
     duration_ns: Duration = Field(alias="for", description="How long, like 60s.")
     record: Flag = Field(True, description="False for a warm-up: sent, but not judged.")

@@ -9,6 +9,8 @@ from harness.recorder.folder import RunFolder, write_atomically
 from harness.recorder.histogram import Histogram
 from harness.recorder.losses import CLOSED
 from harness.recorder.record import (
+    LEAST,
+    MOST,
     RUN,
     Limits,
     Load,
@@ -30,6 +32,8 @@ from harness.recorder.series import Requests, Series
 
 __all__ = [
     "CLOSED",
+    "LEAST",
+    "MOST",
     "RUN",
     "Histogram",
     "Journey",

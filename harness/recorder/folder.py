@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from harness.errors import RecordingError
 from harness.masking import mask
-from harness.recorder.record import Finished, Key, Report
+from harness.recorder.record import Finished, Key, Measured, Report
 
 SCHEMA_VERSION = 1  # 1: first
 RUN_FILE, HLOG_FILE = "run.json", "latency.hlog"
@@ -117,7 +117,7 @@ class RunFolder:
         length_s = self.run["interval_s"]
         start_s = report.index * length_s
         lines = []
-        for key, measured in report.measured.items():
+        for key, measured in _forms(report):
             histogram = measured.histogram
             if not histogram.n:  # has no row in intervals.jsonl that it could belong to
                 continue
@@ -278,15 +278,22 @@ def _interval(report: Report) -> dict[str, Any]:
         "load": {stage: asdict(load) for stage, load in report.load.items()},
         "metrics": [
             [*key, h.n, h.min, h.max, h.sum, h.clamped, list(measured.over.items())]
-            for key, measured in report.measured.items()
+            for key, measured in _forms(report)
             if (h := measured.histogram).n
         ],
         "steps": [
-            [*where, f.total, f.good, dict(f.kinds), *_replaced(f)]
+            [*where, f.total, f.good, dict(f.kinds), *_rarities(f)]
             for where, f in report.finished.items()
         ],
     }
 
 
-def _replaced(outcome: Finished) -> tuple[int, ...]:
-    return (outcome.replaced, outcome.replaced_good) if outcome.replaced else ()
+def _rarities(outcome: Finished) -> tuple[int, ...]:
+    later = (outcome.replaced, outcome.replaced_good, outcome.unsure)
+    return later if any(later) else ()
+
+
+def _forms(report: Report) -> Iterator[tuple[Key, Measured]]:
+    for (stage, step, metric), measured in report.measured.items():
+        for name, form in measured.forms(metric):
+            yield (stage, step, name), form

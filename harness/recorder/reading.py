@@ -25,7 +25,10 @@ from harness.recorder.record import Key, Load
 from harness.recorder.series import Endings, Figures
 
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
-_LATER_COUNTERS = ("token_events", "merged", "raised", "unsent")  # runs of before them have none
+_LATER_COUNTERS = (  # runs of before them have none
+    *("token_events", "merged", "raised", "unsent", "backed_off"),
+    *("streams", "lumped", "empty", "unfinished"),
+)
 _COUNTERS = tuple(name for name in Load.__slots__ if name not in _LATER_COUNTERS)
 
 
@@ -188,18 +191,21 @@ class _Step:
         kinds: dict[str, int],
         replaced: int = 0,
         replaced_good: int = 0,
+        unsure: int = 0,
     ) -> None:
         """Take in a row; `kinds` counts the failed ones, the others are as in `Finished`."""
         check_names(*kinds)
         if kinds:
             self._kinds.append((index, kinds))
         failed = sum(map(as_count, kinds.values()))
-        self._rows.extend((index, total, good, failed, replaced, replaced_good))
+        self._rows.extend((index, total, good, failed, replaced, replaced_good, unsure))
 
     def endings(self) -> Endings:
         """Return all rows."""
-        index, total, good, failed, replaced, replaced_good = _columns(self._rows, 6)
-        _refuse((good < 0) | (good > total - failed), "more good and failed ones than all")
+        index, total, good, failed, replaced, replaced_good, unsure = _columns(self._rows, 7)
+        most_good = total - failed - unsure
+        wrong = (good < 0) | (good > most_good) | (unsure < 0)
+        _refuse(wrong, "more good and failed ones than all")
         wrong = (replaced_good < 0) | (replaced_good > replaced) | (replaced > failed)
         _refuse(wrong, "more replaced ones than failed ones")
         return Endings(
@@ -209,6 +215,7 @@ class _Step:
             good=good,
             replaced=replaced,
             replaced_good=replaced_good,
+            unsure=unsure,
             kinds=self._kinds,
         )
 

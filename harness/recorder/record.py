@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from harness.recorder.histogram import Histogram, unit_of
+from harness.recorder.histogram import Histogram, IntArray, unit_of
 
 Key = tuple[str, str, str]  # stage, step, metric
+Ends = tuple[int, int]  # the least and the most that a value can be
+LEAST, MOST = ".least", ".most"
+"""Behind a metric's name: its samples, each at the least or the most that it can be."""
 RUN = "run"  # the name that stands for every root step together
+
+_NO_ENDS: Mapping[str, Any] = {}
 
 # Journeys kept per interval, stage and root step
 _KEPT_RANDOM, _KEPT_SLOW, _KEPT_FAILED = 6, 20, 3
@@ -26,18 +31,33 @@ _SLOW_SHARE, _LEAST_SLOW, _MOST_SLOW = 0.02, 20, 2000
 
 @dataclass(slots=True)
 class Measured:
-    """One (stage, step, metric) in one interval: a histogram, and exact counts over each limit."""
+    """One (stage, step, metric) in one interval: a histogram, and exact counts over each limit.
+
+    Where stamps stand for intervals, `least` and `most` are the same samples, each at the least and
+    at the most that it can be; None where they are no other than these.
+    """
 
     histogram: Histogram
     over: dict[int, int]
+    least: Measured | None = None
+    most: Measured | None = None
+
+    def forms(self, metric: str) -> Iterator[tuple[str, Measured]]:
+        """Yield what is saved of it, by the names that it is saved under."""
+        yield metric, self
+        if self.least is not None and self.most is not None:
+            yield metric + LEAST, self.least
+            yield metric + MOST, self.most
 
 
 @dataclass(slots=True)
 class Finished:
     """How the executions of one (stage, step) that ended in one interval came out.
 
-    Of the failed ones, `replaced` stand for a success of their journey that counts no more, and
-    `replaced_good` for a good one: see `Recorder.replace`.
+    Of the others, `good` are those that surely met every per-request budget of the step, `unsure`
+    those that may have: a stamp stands for an interval. Of the failed ones, `replaced` stand for a
+    success of their journey that counts no more, and `replaced_good` for a good one: see
+    `Recorder.replace`.
     """
 
     total: int = 0
@@ -45,15 +65,20 @@ class Finished:
     kinds: Counter[str] = field(default_factory=Counter)
     replaced: int = 0
     replaced_good: int = 0
+    unsure: int = 0
 
 
 @dataclass(slots=True)
 class Load:
     """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen.
 
-    Of `token_events`, `merged` came in one read with what followed: their stamps may be late.
+    Of `token_events`, `merged` came in one read with what followed: their stamps are the ends of
+    intervals. Of the replies without an error, `streams` brought two token events or more,
+    `lumped` of them all in one read; `empty` brought no token, `unfinished` gave no reason for
+    their end.
     `raised` are the journeys that an exception of the scenario's own ended, `unsent` those of them
-    that it ended before their first request; they are counted in `sent` too.
+    that it ended before their first request; they are counted in `sent` too. `backed_off` are the
+    rounds of closed users that a pause followed because they had failed.
     """
 
     planned: int = 0
@@ -69,6 +94,11 @@ class Load:
     merged: int = 0
     raised: int = 0
     unsent: int = 0
+    streams: int = 0
+    lumped: int = 0
+    empty: int = 0
+    unfinished: int = 0
+    backed_off: int = 0
 
 
 @dataclass(slots=True)
@@ -132,6 +162,7 @@ class Recorder:
         self._good: dict[tuple[str, str], Mapping[str, int]] = {}
         self._rng = np.random.default_rng(seed)
         self._samples: dict[Key, list[int]] = defaultdict(list)
+        self._ends: dict[Key, list[tuple[int, int, int]]] = defaultdict(list)  # place, least, most
         self._finished: dict[tuple[str, str], Finished] = defaultdict(Finished)
         self._load: dict[str, Load] = defaultdict(Load)
         self._journeys: list[dict[str, Any]] = []
@@ -143,25 +174,37 @@ class Recorder:
         step: str,
         values: Mapping[str, int],
         *,
+        ends: Mapping[str, Ends] = _NO_ENDS,
         series: Mapping[str, Sequence[int]] | None = None,
+        series_ends: Mapping[str, Sequence[Ends]] = _NO_ENDS,
         failure: str | None = None,
     ) -> None:
         """Record the end of one execution of a step.
 
-        `values` maps metrics to ns (or tokens), `series` metrics with many samples (`itl`). A
+        `values` maps metrics to ns (or tokens), `series` metrics with many samples (`itl`); `ends`
+        and `series_ends` have the least and the most of those whose stamp stands for an interval. A
         failed execution is counted by its kind; its `values` must hold no success metric.
         """
         samples = self._samples
         for metric, value in values.items():
             samples[stage, step, metric].append(value)
+        for metric, (least, most) in ends.items():
+            key = (stage, step, metric)
+            self._ends[key].append((len(samples[key]) - 1, least, most))
         for metric, many in (series or {}).items():
-            samples[stage, step, metric].extend(many)
+            key = (stage, step, metric)
+            if metric in series_ends:
+                first = len(samples[key])
+                self._ends[key] += [(first + i, *e) for i, e in enumerate(series_ends[metric])]
+            samples[key].extend(many)
         outcome = self._finished[stage, step]
         outcome.total += 1
         if failure is not None:
             outcome.kinds[failure] += 1
-        elif self._is_good(stage, step, values):
+        elif self._is_good(stage, step, _at_end(values, ends, 1)):
             outcome.good += 1
+        elif ends and self._is_good(stage, step, _at_end(values, ends, 0)):
+            outcome.unsure += 1
 
     def replace(self, stage: str, step: str, success: str, values: Mapping[str, int]) -> None:
         """Let the failure just recorded for `step` stand for a success, which it made worthless.
@@ -190,12 +233,16 @@ class Recorder:
     ) -> Report:
         """Return the report of interval `index`, with the worker's vitals, and begin the next."""
         samples, self._samples = self._samples, defaultdict(list)
+        ends, self._ends = self._ends, defaultdict(list)
         finished, self._finished = self._finished, defaultdict(Finished)
         load, self._load = self._load, defaultdict(Load)
         journeys, self._journeys = self._journeys, []
         return Report(
             index=index,
-            measured={key: self._measure(key, values) for key, values in samples.items()},
+            measured={
+                key: self._measure(key, values, ends.get(key, ()))
+                for key, values in samples.items()
+            },
             finished=dict(finished),
             load=dict(load),
             cpu=cpu,
@@ -212,8 +259,19 @@ class Recorder:
             limits = self._good[where] = self._limits.good(stage, step)
         return all(values.get(metric, 0) <= top for metric, top in limits.items())
 
-    def _measure(self, key: Key, values: list[int]) -> Measured:
+    def _measure(
+        self, key: Key, values: list[int], ends: Sequence[tuple[int, int, int]]
+    ) -> Measured:
         array = np.asarray(values, dtype=np.int64)
+        measured = self._count(key, array)
+        if ends:
+            place, least, most = np.asarray(ends, dtype=np.int64).T
+            measured.least, measured.most = (
+                self._count(key, _with(array, place, end)) for end in (least, most)
+            )
+        return measured
+
+    def _count(self, key: Key, array: IntArray) -> Measured:
         _, step, metric = key
         over = {top: int((array > top).sum()) for top in self._limits.of(step, metric)}
         return Measured(Histogram.of(array, unit_of(metric)), over)
@@ -256,6 +314,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             into.kinds += outcome.kinds
             into.replaced += outcome.replaced
             into.replaced_good += outcome.replaced_good
+            into.unsure += outcome.unsure
         merged.stall_ns = max(merged.stall_ns, report.stall_ns)
         merged.gc_ns = max(merged.gc_ns, report.gc_ns)
         for stage, load in report.load.items():
@@ -271,7 +330,27 @@ def _join(one: Measured | None, other: Measured) -> Measured:
     if one is None:
         return other
     histogram = Histogram.merged((one.histogram, other.histogram), other.histogram.unit)
-    return Measured(histogram, {top: k + other.over.get(top, 0) for top, k in one.over.items()})
+    joined = Measured(histogram, {top: k + other.over.get(top, 0) for top, k in one.over.items()})
+    if one.least or other.least:
+        joined.least = _join(one.least or _bare(one), other.least or _bare(other))
+        joined.most = _join(one.most or _bare(one), other.most or _bare(other))
+    return joined
+
+
+def _bare(measured: Measured) -> Measured:
+    return Measured(measured.histogram, measured.over)
+
+
+def _at_end(values: Mapping[str, int], ends: Mapping[str, Ends], which: int) -> Mapping[str, int]:
+    """Return the values, each at the least (0) or the most (1) that it can be."""
+    return {**values, **{metric: both[which] for metric, both in ends.items()}} if ends else values
+
+
+def _with(array: IntArray, place: IntArray, values: IntArray) -> IntArray:
+    """Return the array with other values in some places."""
+    changed = array.copy()
+    changed[place] = values
+    return changed
 
 
 def _add_loads(one: Load, other: Load) -> Load:

@@ -29,8 +29,8 @@ from harness.recorder.reading import (
     json_lines,
     read_intervals,
 )
-from harness.recorder.record import RUN, Key, Load
-from harness.recorder.series import FloatArray, Requests, Series
+from harness.recorder.record import LEAST, MOST, RUN, Key, Load
+from harness.recorder.series import Figures, FloatArray, Requests, Series
 
 REPETITION_MARK = "~"  # steady, steady~2, …: no declared name holds it
 _DAY_S = 86_400
@@ -55,6 +55,8 @@ class StageWindow:
     max_in_flight: int | None = None
     repeat: int = 1
     """Which repetition of the load it belongs to, from 1 on."""
+    ramp_s: float = 0.0
+    """How long the users of a closed load took to start."""
 
     @property
     def group(self) -> str:
@@ -97,7 +99,8 @@ class LoadTotals:
     """What became of one stage's arrivals; the maxima are over the stage's intervals.
 
     `sent` are the journeys that got as far as a request; `raised` those that an exception of the
-    scenario's own ended.
+    scenario's own ended, and `backed_off` the failed rounds of closed users that a pause followed.
+    The rest is as in `Load`.
     """
 
     planned: int = 0
@@ -110,6 +113,11 @@ class LoadTotals:
     token_events: int = 0
     merged: int = 0
     raised: int = 0
+    streams: int = 0
+    lumped: int = 0
+    empty: int = 0
+    unfinished: int = 0
+    backed_off: int = 0
     max_in_flight: int = 0
     max_waiting: int = 0
 
@@ -146,7 +154,7 @@ class Recording:
         as_number(self.run.get("machine", {}).get("cores") or 0)
         for value in (*self.run.get("reads", {}).values(), *self.run.get("clock_steps_s", ())):
             as_number(value)
-        self._series: dict[Key, Series | None] = {}
+        self._series: dict[tuple[str, str, str, str], Series | None] = {}
         self._requests: dict[tuple[str, str], Requests] = {}
         last = int((last_s + _DAY_S) / self.interval_s)
         self._intervals = read_intervals(folder, self.interval_s, last=last)
@@ -189,21 +197,40 @@ class Recording:
     def metrics(self, stage: str, step: str) -> tuple[str, ...]:
         """Return the metrics recorded for a step in a stage."""
         return tuple(
-            m for where, name, m in self._intervals.figures if (where, name) == (stage, step)
+            metric
+            for where, name, metric in self._intervals.figures
+            if (where, name) == (stage, step) and not metric.endswith((LEAST, MOST))
         )
 
-    def series(self, stage: str, step: str, metric: str) -> Series | None:
-        """Return a metric's samples, None when there are none; step `run` is all root steps."""
-        wanted = (stage, step, metric)
+    def series(self, stage: str, step: str, metric: str, end: str = "") -> Series | None:
+        """Return a metric's samples, None when there are none; step `run` is all root steps.
+
+        With the `end` LEAST or MOST each is the least or the most that it can be, where its stamp
+        stands for an interval.
+        """
+        wanted = (stage, step, metric, end)
         if wanted not in self._series:  # decoding is the cost, and many budgets share a series
             parts = [
-                figures
-                for (where, name, of), figures in self._intervals.figures.items()
-                if (where, of) == (stage, metric) and _belongs(name, step)
+                self._at_end(key, end)
+                for key in self._intervals.figures
+                if (key[0], key[2]) == (stage, metric) and _belongs(key[1], step)
             ]
             found = Series(self.interval_s, unit_of(metric), parts) if parts else None
             self._series[wanted] = found
         return self._series[wanted]
+
+    def has_ends(self, stage: str, step: str, metric: str) -> bool:
+        """Tell whether stamps stand for intervals in some of a metric's samples."""
+        return any(
+            (where, of) == (stage, metric + LEAST) and _belongs(name, step)
+            for where, name, of in self._intervals.figures
+        )
+
+    def _at_end(self, key: Key, end: str) -> Figures:
+        figures = self._intervals.figures
+        stage, step, metric = key
+        other = figures.get((stage, step, metric + end)) if end else None
+        return figures[key] if other is None else figures[key].with_lines(other)
 
     def requests(self, stage: str, step: str) -> Requests:
         """Return how a step's executions ended; step `run` means all root steps."""
@@ -320,6 +347,7 @@ def _stage(row: dict[str, Any]) -> StageWindow:
     stage = StageWindow(**row)
     check_names(stage.name, stage.load)
     as_count(stage.repeat)
+    as_number(stage.ramp_s)
     as_number(as_number(stage.end_s) - as_number(stage.start_s), above=0)
     if stage.planned_rate_per_s is not None:
         as_number(stage.planned_rate_per_s)

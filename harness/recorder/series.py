@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,6 +34,38 @@ class Figures:
     clamped: IntArray
     over: Mapping[int, IntArray]
     encoded: Sequence[str]
+
+    def with_lines(self, other: Figures) -> Figures:
+        """Return these figures with the lines of `other` in place of their own.
+
+        A line's own is of the same interval and of as many samples.
+        """
+        places: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for at, where in enumerate(zip(self.index.tolist(), self.n.tolist(), strict=True)):
+            places[where].append(at)
+        wanted = zip(other.index.tolist(), other.n.tolist(), strict=True)
+        found = [places[where].pop(0) if places[where] else -1 for where in wanted]
+        theirs = np.flatnonzero(np.array(found, dtype=np.int64) >= 0)
+        ours = np.array(found, dtype=np.int64)[theirs]
+        encoded = [*self.encoded]
+        for one, at in zip(theirs.tolist(), ours.tolist(), strict=True):
+            encoded[at] = other.encoded[one]
+
+        def changed(mine: IntArray, others: IntArray) -> IntArray:
+            column = mine.copy()
+            column[ours] = others[theirs]
+            return column
+
+        return Figures(
+            index=self.index,
+            n=self.n,
+            min=changed(self.min, other.min),
+            max=changed(self.max, other.max),
+            sum=changed(self.sum, other.sum),
+            clamped=changed(self.clamped, other.clamped),
+            over={top: changed(self.over[top], k) for top, k in other.over.items()},
+            encoded=encoded,
+        )
 
     @cached_property
     def cells(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -161,6 +193,7 @@ class Endings:
     good: IntArray
     replaced: IntArray
     replaced_good: IntArray
+    unsure: IntArray
     kinds: Sequence[tuple[int, dict[str, int]]]
     """Failures by kind with their interval, of lines that had some."""
 
@@ -174,6 +207,8 @@ class Requests:
     total: IntArray
     failed: IntArray
     good: IntArray
+    unsure: IntArray
+    """Those that may be good too: a stamp stands for an interval."""
     _kinds: tuple[tuple[float, dict[str, int]], ...]
     """Failures by kind, and when their interval began; ascending, without those that had none."""
 
@@ -185,9 +220,9 @@ class Requests:
         there is one: the success may have ended in an earlier one.
         """
         by_interval = ByInterval.of([part.index for part in parts])
-        total, failed, good, replaced, replaced_good = (
+        total, failed, good, replaced, replaced_good, unsure = (
             by_interval.reduced(np.add, [getattr(part, name) for part in parts])
-            for name in ("total", "failed", "good", "replaced", "replaced_good")
+            for name in ("total", "failed", "good", "replaced", "replaced_good", "unsure")
         )
         total = np.maximum(total - replaced, failed)
         good = np.clip(good - replaced_good, 0, total - failed)
@@ -198,6 +233,7 @@ class Requests:
             total=total,
             failed=failed,
             good=good,
+            unsure=np.minimum(unsure, total - failed - good),
             _kinds=tuple(sorted(kinds, key=lambda one: one[0])),
         )
 
@@ -223,6 +259,22 @@ class Requests:
         for _, kinds in self._kinds:
             total.update(kinds)
         return dict(total.most_common())
+
+    def kinds_since(self, t_s: float) -> dict[str, int]:
+        """Failures by kind of the intervals that began at a time or later, seconds."""
+        total: Counter[str] = Counter()
+        for at_s, kinds in self._kinds:
+            if at_s >= t_s - 1e-9:
+                total.update(kinds)
+        return dict(total)
+
+    def failed_by(self, counts: Callable[[str], bool]) -> IntArray:
+        """Failures of each interval whose kind counts."""
+        failed = np.zeros_like(self.total)
+        for at_s, kinds in self._kinds:
+            at = np.searchsorted(self.t_s, at_s)
+            failed[at] += sum(n for kind, n in kinds.items() if counts(kind))
+        return failed
 
     @property
     def first_seen(self) -> dict[str, float]:

@@ -24,13 +24,15 @@
                        where dependence was not measured
       fact             true where what was seen is held against the limit without bounds: max,
                        error_rate <= 0%, goodput >= 100%, and rate in a short stage
+      outage           that the target stopped for good, where it broke the budget; or null
       used             share of the limit used (1.44: 44 % over); null also where it has no bound
       reason sentence evidence
     health             valid, planned, sent, dropped, cut_off, waited, raised (journeys that an
                        exception of the scenario ended), first_exception, send_lag_p99_ns,
                        send_lag_limit_ns, cpu_p95 (share of one core), clock, and checks: each
                        name, stage (null: the whole run), measured, must, ok, why, remedy,
-                       target_caused, scenario_caused
+                       target_caused, scenario_caused, from_load (a busy generator: what failed
+                       whatever it did still breaks an error_rate or a goodput)
     since              since when the limit is missed: t_s, stage, offset_s, and the flagged of all
                        windows; or null
     drifts             what was not steady: kind ("overload", "trend", "warm-up"), stage, subject,
@@ -40,10 +42,11 @@
                        planned; or null
     slow_step          which step makes slow journeys slow: step, share, root, stage; or null
     stages             name, start_s, end_s, record, load, planned_rate_per_s, max_in_flight,
-                       repeat (which repetition of the load), and totals: planned, sent, finished,
+                       repeat (which repetition of the load), ramp_s (how long the users of a
+                       closed load took to start), and totals: planned, sent, finished,
                        failed, dropped, cut_off, waited, max_in_flight, max_waiting, token_events,
                        merged (token events whose stamp may be late, because more came in the same
-                       read), raised
+                       read), raised, backed_off (failed rounds that a pause followed)
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
                        latency budget), failures {kind: count}, and metrics {name: {unit ("ms",
                        "tokens" or "usd"), n, mean, p50, p95, p99, p99.9, max}}

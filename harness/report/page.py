@@ -204,6 +204,7 @@ def _story(
         story += [(slow.step, "step"), (f"{said}{slow.root} journeys. ", None)]
     more = words.unsteady(findings, "".join(text for text, _ in story))
     more += [words.other_budgets(verdict), words.early_end(recording.run)]
+    more += words.remarks(verdict.health, "".join(text for text, _ in story))
     story += [(f"{text} ", None) for text in more if text]
     return story
 

@@ -170,6 +170,7 @@ def _at(stage: Stage, over: Over, load: float) -> Stage:
         stage,
         arrivals=Arrivals(kind=kind, rate_per_s=load),
         concurrency=None,
+        ramp_ns=None,
         max_in_flight=stage.max_in_flight or DEFAULT_MAX_IN_FLIGHT,
     )
 

@@ -68,12 +68,9 @@ class Fit:
 
 def demands(plan: Plan) -> tuple[Demand, ...]:
     """Return what each stage asks for, counting the requests that the scenario's source has."""
-    params = plan.target.params
     a_task, counted = _requests_of(plan)
     streams = a_task.streams > 0
-    given = params.get("max_completion_tokens", params.get("max_tokens"))
-    known = type(given) is int and given > 0
-    tokens = int(given) if known and given else ASSUMED_TOKENS
+    tokens, known = reply_tokens(plan)
     basis = (
         f"{tokens} tokens a reply, "
         + ("as target.params says" if known else "assumed: target.params sets no max_tokens")
@@ -108,6 +105,14 @@ def demands(plan: Plan) -> tuple[Demand, ...]:
             )
         )
     return tuple(found)
+
+
+def reply_tokens(plan: Plan) -> tuple[int, bool]:
+    """Return the tokens of a reply, and whether the plan says so; else they are assumed."""
+    params = plan.target.params
+    given = params.get("max_completion_tokens", params.get("max_tokens"))
+    known = type(given) is int and given > 0
+    return (int(given), True) if known and given else (ASSUMED_TOKENS, False)
 
 
 def _requests_of(plan: Plan) -> tuple[Requests, str]:

@@ -1,14 +1,14 @@
 """Measures this machine against embedded endpoints, which know when they wrote what.
 
 First rising rates of token events, then rising rates of short requests; all of it ends within
-`Bounds.deadline_s`.
+`Bounds.deadline_s`. Then, with a plan, the shape of its own load.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from harness import health
-from harness.budget import Budget
 from harness.endpoint import Settings, running
 from harness.errors import HarnessError
+from harness.plan import Plan
 from harness.selftest.ramp import SERVER_LATE_NS, Seen, Steps, carry
 from harness.selftest.result import (
     Ceiling,
+    InStep,
     Level,
     Selftest,
     StampError,
@@ -29,6 +30,7 @@ from harness.selftest.result import (
     cores,
     machine,
 )
+from harness.selftest.shape import measure_shape, shape_of
 from harness.selftest.stamps import Compared, IntArray, compared, read_stamps, truth_of
 
 _GAP_NS = 20_000_000
@@ -55,16 +57,16 @@ class Bounds:
 def measure(
     *,
     bounds: Bounds | None = None,
-    budgets: Iterable[Budget] = (),
+    plan: Plan | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Selftest:
-    """Measure this machine, by how late sends may be under `budgets`. `say` hears what is going on.
+    """Measure this machine; with a plan, by how late its budgets let sends be and in its own shape.
 
-    Raises HarnessError when there was no time to measure anything.
+    `say` hears what is going on. Raises HarnessError when there was no time to measure anything.
     """
     bounds = bounds or Bounds()
     began_s = time.monotonic()
-    lag_limit_ns = health.send_lag_limit(budgets)
+    lag_limit_ns = health.send_lag_limit(plan.budgets if plan else ())
     servers = max(1, min(cores() - 1, _MAX_SERVERS))
     with tempfile.TemporaryDirectory(prefix="harness-selftest-") as folder, ExitStack() as stack:
         urls = [stack.enter_context(running(_settings(bounds))) for _ in range(servers)]
@@ -73,6 +75,13 @@ def measure(
         clock, error, token_events = bench.streams()
         say("measuring rising rates of short requests")
         requests = bench.requests()
+    in_step: tuple[InStep, ...] = ()
+    if plan is not None and (shape := shape_of(plan)):
+        say(f"playing the plan's own shape: {shape.streams} streams in step")
+        try:
+            in_step = (measure_shape(plan, shape),)
+        except HarnessError as why:  # what was measured of the machine holds all the same
+            say(f"the plan's own shape was not measured: {why}")
     return Selftest(
         machine=machine(),
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -82,6 +91,7 @@ def measure(
         stamp_error=error,
         token_events=token_events,
         requests=requests,
+        in_step=in_step,
     )
 
 

@@ -7,11 +7,8 @@ servers fall behind.
 from __future__ import annotations
 
 import math
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +16,14 @@ from typing import Any
 from harness import health
 from harness.errors import HarnessError
 from harness.plan import Arrivals, Plan, Stage, Target
-from harness.recorder import Histogram, Report, RunFolder
+from harness.recorder import Histogram, Report
+from harness.selftest.playing import NO_TIME, play
 from harness.selftest.result import SEND_LAG
-from harness.swarm.collect import Workers, check_probes
-from harness.swarm.manifest import describe, stage_windows
+from harness.swarm.manifest import stage_windows
 
 SERVER_LATE_NS = 10_000_000
 _INTERVALS = 10  # reports in a step
 _DRAIN_NS = 3_000_000_000
-_LOG_FILE = "locust.log"
 _STAGE = "step"
 _TINY_S = 1e-6
 
@@ -194,50 +190,14 @@ def carry(steps: Steps, url: str, *, stop_s: float, kill_s: float) -> tuple[list
     plan = steps.plan()
     interval_s = steps.step_s / _INTERVALS
     ramp = Ramp(steps, plan, interval_s)
-    out = Path(tempfile.mkdtemp(dir=steps.scenario.parent))
-    run = describe(plan, url, stage_windows(plan), round(interval_s * 1e9))
-    folder = RunFolder.create(out, run)
-    stopped = False
 
-    def note(report: Report) -> None:
-        nonlocal stopped
-        go_on = ramp.note(report) and time.monotonic() < stop_s
-        if not go_on and not stopped:
-            stopped = True
-            workers.stop()
+    def note(report: Report) -> bool:
+        return ramp.note(report) and time.monotonic() < stop_s
 
-    with (
-        Workers.started(
-            plan, url, interval_ns=round(interval_s * 1e9), log_path=out / _LOG_FILE
-        ) as workers,
-        _killed_at(kill_s, workers),
-    ):
-        ready = workers.ready()
-        check_probes(ready.probes, url)
-        ended = workers.run(folder, note)
+    clock, stopped_s = play(plan, url, note, interval_s=interval_s, kill_s=kill_s)
     for one in ramp.seen:
         one.late_server = ramp.is_late(one)
-    whole = [seen for seen in ramp.seen if seen.end_s <= (ended.stopped_s or math.inf)]
-    if ended.crashed and time.monotonic() < kill_s:
-        raise HarnessError(f"selftest: {ended.crashed[0]}; {_last_line(out / _LOG_FILE)}")
-    if ended.crashed or not whole:
-        raise HarnessError("selftest: there was no time to measure anything; is the machine busy?")
-    return whole, ready.clock
-
-
-@contextmanager
-def _killed_at(when_s: float, workers: Workers) -> Iterator[None]:
-    """End the workers at a time of the monotonic clock, whatever they do."""
-    timer = threading.Timer(max(0.0, when_s - time.monotonic()), workers.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line for line in lines if line.strip()]
-    return f"it said: {said[-1]}" if said else "it said nothing"
+    whole = [seen for seen in ramp.seen if seen.end_s <= stopped_s]
+    if not whole:
+        raise HarnessError(NO_TIME)
+    return whole, clock

@@ -15,7 +15,8 @@ import psutil
 from harness import __version__
 from harness.recorder import write_atomically
 
-SCHEMA_VERSION = 2  # 1: first; 2: the limit of the send lag
+SCHEMA_VERSION = 3  # 1: first; 2: the limit of the send lag; 3: the shapes of plans
+_SHAPES_KEPT = 20
 SEND_LAG = "send lag"
 
 
@@ -56,10 +57,56 @@ class StampError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a plan asks of the client: the most streams at once, in `stage`, and by which way."""
+
+    stage: str
+    streams: int
+    workers: int
+    tls: bool
+    http2: bool
+    proxy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """How far reported times were from true ones, either way, ns."""
+
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InStep:
+    """How wrong times were in a plan's own shape, all streams written in the same ticks.
+
+    `streams`, `tls` and `http2` are what was tested of it; `merged` is the share of tokens whose
+    stamp is that of a later one, `server_late_ns` how long the server took to write a tick (p99).
+    """
+
+    shape: Shape
+    streams: int
+    tls: bool
+    http2: bool
+    tokens: int
+    replies: int
+    failed: int
+    ttft: Errors
+    itl: Errors
+    e2el: Errors
+    merged: float
+    stall_ns: int
+    server_late_ns: int
+    clock: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selftest:
     """What was found out about this machine. `clock` is the one that stamped the tokens.
 
-    A worker whose send lag's p99 reached `send_lag_limit_ns` was unfit.
+    A worker whose send lag's p99 reached `send_lag_limit_ns` was unfit. `in_step` holds the shapes
+    of the plans that were given, the latest first.
     """
 
     machine: dict[str, Any]
@@ -70,6 +117,15 @@ class Selftest:
     stamp_error: StampError
     token_events: Ceiling
     requests: Ceiling
+    in_step: tuple[InStep, ...] = ()
+
+    def of_shape(self, shape: Shape | None) -> InStep | None:
+        """Return what was found of a shape, in whichever stage; None when it was not tested."""
+        if shape is None:
+            return None
+        return next(
+            (one for one in self.in_step if replace(one.shape, stage=shape.stage) == shape), None
+        )
 
 
 def at_send_lag_limit(found: Selftest, limit_ns: int) -> Selftest:
@@ -142,7 +198,14 @@ def saved_path() -> Path:
 
 
 def save(found: Selftest) -> Path:
-    """Keep a result for `harness run` to look at; OSError when it cannot be written."""
+    """Keep a result for `harness run` to look at; OSError when it cannot be written.
+
+    Shapes of other plans that were tested before on this machine are kept with it.
+    """
+    before = saved()
+    for one in before.in_step if before else ():
+        if found.of_shape(one.shape) is None and len(found.in_step) < _SHAPES_KEPT:
+            found = replace(found, in_step=(*found.in_step, one))
     path = saved_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(plain(found), indent=1) + "\n")
@@ -159,6 +222,7 @@ def saved() -> Selftest | None:
             stamp_error=StampError(**data.pop("stamp_error")),
             token_events=_ceiling(data.pop("token_events")),
             requests=_ceiling(data.pop("requests")),
+            in_step=tuple(map(_in_step, data.pop("in_step"))),
             **data,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -168,6 +232,12 @@ def saved() -> Selftest | None:
 def _ceiling(data: dict[str, Any]) -> Ceiling:
     levels = tuple(Level(**level | {"broke": tuple(level["broke"])}) for level in data["levels"])
     return Ceiling(**data | {"per_s": float(data["per_s"]), "levels": levels})
+
+
+def _in_step(data: dict[str, Any]) -> InStep:
+    shape = Shape(**data["shape"])
+    errors = {name: Errors(**data[name]) for name in ("ttft", "itl", "e2el")}
+    return InStep(**data | {"shape": shape} | errors)
 
 
 def plain(found: Selftest) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from harness.endpoint.instep import TICK_NS
 from harness.plan import Plan
 from harness.selftest.fitting import Fit, fit
-from harness.selftest.result import Ceiling, Selftest, saved
+from harness.selftest.result import Ceiling, InStep, Selftest, saved
+from harness.selftest.shape import shape_of
 from harness.units import NARROW_SPACE, format_count, format_duration, format_rate, format_share
 
 
@@ -40,8 +44,52 @@ def describe_fit(fitting: Fit, found: Selftest) -> str:
     return f"{verdict}; {asked}; {carried}{left}"
 
 
-def render(found: Selftest, fitting: Fit | None = None) -> str:
-    """Return the result as text for a terminal."""
+def describe_in_step(found: InStep) -> str:
+    """Say in a sentence what error to expect in a plan's own shape, and what was left out of it."""
+    shape = found.shape
+    by = "1 worker" if shape.workers == 1 else f"{shape.workers} workers"
+    errors = (("ttft", found.ttft), ("itl", found.itl), ("e2el", found.e2el))
+    expect = ", ".join(
+        f"{name} {_time(one.p99_ns)} (at most {_time(one.max_ns)})" for name, one in errors
+    )
+    over = " over HTTP/2" if found.http2 else " over TLS" if found.tls else ""
+    many = "1 stream" if found.streams == 1 else f"{format_count(found.streams)} streams"
+    said = (
+        f"with {many} in step{over}, by {by}, as in stage {shape.stage}, "
+        f"expect errors at p99 of {expect}; "
+        f"the event loop stood still for {_time(found.stall_ns)} at most, "
+        f"{_plain(format_share(found.merged))} of the tokens shared a later one's stamp"
+    )
+    return "; ".join([said, *_left_out(found)])
+
+
+def _left_out(found: InStep) -> Iterator[str]:
+    """Say what of the plan is not in the figures, or is milder in them."""
+    shape, left = found.shape, "not in these figures"
+    if found.streams < shape.streams:
+        most = f"{format_count(found.streams)} of {format_count(shape.streams)} streams"
+        yield f"{most} were tested, the most that the test server keeps in step"
+    if found.failed:
+        yield f"{format_count(found.failed)} replies failed and are {left}"
+    if shape.tls and not found.tls:
+        what = "HTTP/2 and TLS are" if shape.http2 else "TLS is"
+        yield f"{what} {left}: a certificate needs the program openssl, which is not there"
+    if shape.proxy:
+        yield f"the proxy is {left}"
+    if found.server_late_ns > TICK_NS // 2:
+        late = _time(found.server_late_ns)
+        yield f"the test server took {late} to write a tick, so that the load was milder"
+
+
+def expected(plan: Plan) -> str | None:
+    """Return what error the last selftest of a plan like this says to expect; None without one."""
+    found = saved()
+    shape = found.of_shape(shape_of(plan)) if found else None
+    return None if shape is None else f"{describe_in_step(shape)} (found by harness selftest)"
+
+
+def render(found: Selftest, fitting: Fit | None = None, shape: InStep | None = None) -> str:
+    """Return the result as text for a terminal; of a plan, how it fits and what its shape gave."""
     error = found.stamp_error
     quantiles = {"p50": error.p50_ns, "p99": error.p99_ns, "p99.9": error.p999_ns}
     facts = found.machine
@@ -68,6 +116,8 @@ def render(found: Selftest, fitting: Fit | None = None) -> str:
     for name, ceiling in ends.items():
         more = "; the worker may carry more" if ceiling.at_least else ""
         lines.append(f"  {name}: ended by {ceiling.ended_by}{more}")
+    if shape is not None:
+        lines += ["", f"{_capital(describe_in_step(shape))}.".replace("; ", ";\n  ")]
     if fitting is not None:
         lines += ["", f"The plan {describe_fit(fitting, found)}.".replace("; ", ";\n  ")]
     return "\n".join(lines)
@@ -94,6 +144,10 @@ def _carried(found: Selftest) -> str:
         least = "at least " if ceiling.at_least else ""
         parts.append(f"{least}{_rate(ceiling.per_s)} {name}")
     return " or ".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _cores(number: int) -> str:

@@ -20,6 +20,7 @@ from harness.stats.drift import (
 from harness.stats.failures import ShareEvidence, share_evidence
 from harness.stats.levels import holm
 from harness.stats.means import MeanEvidence, mean_evidence
+from harness.stats.outage import Outage, find_outage
 from harness.stats.process import Fit, planned_fit, poisson_fit
 from harness.stats.quantiles import QuantileEvidence, quantile_evidence
 from harness.stats.shares import (
@@ -39,6 +40,7 @@ __all__ = [
     "Dependence",
     "Fit",
     "MeanEvidence",
+    "Outage",
     "Overload",
     "QuantileEvidence",
     "ShareEvidence",
@@ -50,6 +52,7 @@ __all__ = [
     "dependence",
     "exceedance_counts",
     "find_drift",
+    "find_outage",
     "find_overload",
     "find_trend",
     "find_warm_up",

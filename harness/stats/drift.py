@@ -68,17 +68,20 @@ class Overload:
     z: float
 
 
-def steady_part(windows: Windows, in_system: Windows, duration_s: float) -> tuple[Windows, float]:
+def steady_part(
+    windows: Windows, in_system: Windows, duration_s: float, *, ramp_s: float = 0.0
+) -> tuple[Windows, float]:
     """Return the windows in which all latencies can be seen, and how many seconds lie before them.
 
     Samples count where they ended: at first only short requests can have, and after `duration_s`
     only long ones are left. `in_system` are the same requests' whole times in ns: the first windows
-    go until 95 % of them would have ended.
+    go until 95 % of those would have ended that began at the end of the ramp.
     """
     size = round(duration_s / windows.length_s)
     if not in_system.total:
         return _between(windows, 0, size), 0.0
-    first = math.ceil(in_system.quantile(_ENDED_SHARE) / 1e9 / windows.length_s)
+    ended_s = ramp_s + in_system.quantile(_ENDED_SHARE) / 1e9
+    first = math.ceil(ended_s / windows.length_s)
     return _between(windows, first, size), first * windows.length_s
 
 

@@ -270,7 +270,7 @@ class _Judged:
             return
         failed = sum(sum(outcome.kinds.values()) for outcome in ended)
         n = max(sum(outcome.total - outcome.replaced for outcome in ended), failed)
-        good = sum(outcome.good - outcome.replaced_good for outcome in ended)
+        good = sum(outcome.good + outcome.unsure - outcome.replaced_good for outcome in ended)
         good = min(max(good, 0), n - failed)
         self._count(report.index, n, n - good if self._budget.metric == "goodput" else failed)
 
@@ -279,9 +279,11 @@ class _Judged:
             if stage != self._stage.window.name or not self._concerns(step):
                 continue
             if metric == self._budget.metric:
-                histogram = measured.histogram
-                over = measured.over.get(self._budget.threshold, 0)
-                beyond = over if self._budget.upper else histogram.n - over
+                upper = self._budget.upper
+                surely = (measured.least if upper else measured.most) or measured
+                histogram = surely.histogram
+                over = surely.over.get(self._budget.threshold, 0)
+                beyond = over if upper else histogram.n - over
                 self._count(report.index, histogram.n, beyond)
                 self._largest = max(self._largest, histogram.max or 0)
                 self._parts.append((report.index, histogram))

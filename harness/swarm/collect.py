@@ -17,10 +17,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from errno import EAGAIN
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.errors import ExitCode, HarnessError, TargetError, UserError
+from harness.errors import ExitCode, GeneratorError, HarnessError, TargetError, UserError
+from harness.limits import limit_met, name_in, setting
 from harness.masking import mask_query
 from harness.plan import Plan
 from harness.recorder import Report, merge_reports
@@ -114,7 +116,8 @@ class Workers:
     ) -> None:
         self._frames: queue.Queue[tuple[int, Any]] = queue.Queue()
         self._log = log_path.open("ab") if log_path else None
-        self._children = [self._spawn() for _ in range(plan.workers)]
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._start_all(plan.workers)
         self._interval_ns = interval_ns
         self._begun = False
         self._stopped_ns: int | None = None
@@ -265,6 +268,19 @@ class Workers:
         ended.unstamped += done.unstamped
         merger.close(number)
 
+    def _start_all(self, workers: int) -> None:
+        try:
+            while len(self._children) < workers:
+                self._children.append(self._spawn())
+        except OSError as error:
+            self.kill()
+            self.end()
+            name = "EAGAIN" if error.errno == EAGAIN else limit_met(error)
+            raise GeneratorError(
+                f"worker {len(self._children)} of {workers} cannot be started ({error}): "
+                f"{setting(name or '')}"
+            ) from error
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -351,12 +367,13 @@ class _Merger:
 _ERRORS: dict[ExitCode, type[HarnessError]] = {
     ExitCode.USAGE: UserError,
     ExitCode.TARGET: TargetError,
+    ExitCode.INVALID: GeneratorError,
 }
 
 
 def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
     """Raise TargetError when a task did not get through the preflight, UserError when the scenario
-    itself is at fault."""
+    itself is at fault, GeneratorError when a limit of this machine is."""
     broken = [probe for probe in probes if probe.failure]
     if not broken:
         return
@@ -364,6 +381,11 @@ def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
     said = f": {detail['error']}" if detail.get("error") else ""
     if (failure or "").startswith("exception"):
         raise UserError(f"the scenario's task {broken[0].task} failed in the preflight{said}")
+    if limit := name_in(failure or ""):
+        raise GeneratorError(
+            f"this machine met a limit of its own in the preflight, at step {step} "
+            f"({limit}{said}): {setting(limit)}"
+        )
     raise TargetError(
         f"{mask_query(url)} did not pass the preflight: step {step} failed with {failure}{said}; "
         f"{_advice(failure or '')}"

@@ -3,12 +3,16 @@
 Each stage's schedule is fixed before it starts. An arrival that is due goes to an idle user; when
 `max_in_flight` are busy it waits, and its wait is part of its response time. After the last stage
 nothing new is planned, what runs is given the drain time, and what is left is counted as cut off.
+
+The users of a closed stage start spread over its ramp; those of a closed stage right before it go
+on instead, as many as are still wanted. A round is planned for the moment in which its user has it
+in hand and can send: what it took to make and wake users is no part of a response time.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +24,10 @@ import numpy as np
 from gevent.hub import Waiter
 from locust.exception import StopUser
 
-from harness.arrivals import schedule
+from harness.arrivals import schedule, starts
 from harness.plan import Stage
 from harness.recorder import RUN, Recorder
+from harness.swarm.backoff import Backoff
 from harness.transport.alarm import Alarm
 
 _SPARE_USERS = 8  # idle users kept ready, so that an arrival never waits for one to be made
@@ -35,13 +40,15 @@ class Arrival:
     """One planned start. `ready_ns` is when a user was free for it: planned, or later.
 
     `number` tells it from all others of its process and seeds what is drawn for it. A round of a
-    closed stage (`closed`) is planned for the time at which a place is free, so it never waits.
+    closed stage (`closed`) is planned for the time at which its user takes it, so it never waits;
+    `failures` rounds of that user failed in a row before it.
     """
 
     stage: str
     planned_ns: int
     ready_ns: int
     closed: bool = False
+    failures: int = 0
     number: int = field(default_factory=partial(next, count()))
 
 
@@ -113,6 +120,10 @@ class Dispatcher:
         self._made = dict.fromkeys(weights, 0)
         self._replacing: set[str] = set()
         self._numbers = count()
+        self._backoff = Backoff((seed, worker))
+        self._starters = [self._drawn(stage) for stage in stages]
+        self._going = 0  # users of closed stages that go on from round to round
+        self._heirs = 0  # of those of an earlier stage, how many this one still takes over
         self._waiting: deque[tuple[str, Arrival]] = deque()
         self._closed_until_ns: dict[str, int] = {}
         self._limit = DEFAULT_MAX_IN_FLIGHT
@@ -135,6 +146,8 @@ class Dispatcher:
         arrival = self._lines[user_class].get()
         if arrival is None:
             raise StopUser
+        if arrival.closed:
+            arrival.planned_ns = arrival.ready_ns = time.monotonic_ns()
         self._recorder.load(arrival.stage).sent += 1
         return arrival
 
@@ -144,10 +157,14 @@ class Dispatcher:
         load.finished += 1
         load.failed += failed
         self._free(user_class)
-        if arrival.closed and think_s > 0:
-            gevent.spawn_later(think_s, self._again, user_class, arrival.stage)
-        elif arrival.closed:
-            gevent.get_hub().loop.run_callback(self._again, user_class, arrival.stage)
+        if arrival.closed:
+            failures = arrival.failures + 1 if failed else 0
+            if failed:
+                lasted_s = (time.monotonic_ns() - arrival.planned_ns) / 1e9
+                pause_s = self._backoff.pause_s(failures, lasted_s)
+                load.backed_off += pause_s > think_s
+                think_s = max(pause_s, think_s)
+            self._go_on(user_class, arrival.stage, failures, think_s)
         self._admit_waiting()
 
     # The schedule's side
@@ -155,8 +172,7 @@ class Dispatcher:
     def run(self, t0_ns: int, *, drain_ns: int) -> None:
         """Walk through the stages from `t0_ns` on, then drain. Returns when all is over."""
         start_ns = t0_ns
-        for user_class in self._classes:
-            self._keep_spare_users(user_class)
+        self._make_users()
         for number, stage in enumerate(self._stages):
             if self._stopped:
                 break
@@ -166,7 +182,7 @@ class Dispatcher:
             self._limit = self._limit_of(stage)
             self._admit_waiting()
             if stage.arrivals is None:
-                self._run_closed(stage, end_ns)
+                self._run_closed(stage, self._starters[number], start_ns, end_ns)
             else:
                 self._run_open(self._planned(stage, number, start_ns), stage.name)
             self._sleep_until(end_ns)
@@ -196,6 +212,7 @@ class Dispatcher:
     def cut_off(self, user_class: str, arrival: Arrival) -> None:
         """Count an arrival that the end of the run cut off."""
         self._free(user_class)
+        self._going -= arrival.closed
         self._recorder.load(arrival.stage).cut_off += 1
 
     def observe(self) -> None:
@@ -240,17 +257,35 @@ class Dispatcher:
         self._recorder.load(arrival.stage).planned += 1
         self._admit(user_class, arrival)
 
-    def _run_closed(self, stage: Stage, end_ns: int) -> None:
+    def _run_closed(
+        self, stage: Stage, starters: Sequence[str], start_ns: int, end_ns: int
+    ) -> None:
         self._closed_until_ns[stage.name] = end_ns
-        for _ in range(self._part_of(stage.concurrency or 0)):
-            user_class = self._pick()
-            self._again(user_class, stage.name)
-            self._keep_spare_users(user_class)
+        self._heirs = min(self._going, len(starters))
+        fresh = starters[self._heirs :]
+        whole = self._workers * len(fresh) if self._heirs else stage.concurrency or 0
+        offsets = starts(whole, stage.spread_ns, worker=self._worker, workers=self._workers)
+        for user_class, offset_ns in zip(fresh, offsets, strict=True):
+            then = partial(self._start_user, user_class, stage.name)
+            self._alarm.sleep_until(start_ns + offset_ns, then)
+            if self._stopped:
+                return
 
-    def _again(self, user_class: str, stage: str) -> None:
+    def _start_user(self, user_class: str, stage: str) -> None:
+        self._going += 1
+        self._again(user_class, stage, 0)
+
+    def _go_on(self, user_class: str, stage: str, failures: int, pause_s: float) -> None:
+        """Let a user of a closed stage start its next round, after a pause if it has one."""
+        if pause_s > 0:
+            gevent.spawn_later(pause_s, self._again, user_class, stage, failures)
+        else:
+            gevent.get_hub().loop.run_callback(self._again, user_class, stage, failures)
+
+    def _again(self, user_class: str, stage: str, failures: int) -> None:
         """Start the next round of a closed stage's user."""
-        now = time.monotonic_ns()
-        self._admit(user_class, Arrival(stage, now, now, closed=True, number=next(self._numbers)))
+        round_ = Arrival(stage, 0, 0, True, failures, next(self._numbers))
+        self._admit(user_class, round_)
 
     def _admit(self, user_class: str, arrival: Arrival) -> None:
         if self.in_flight < self._limit and not self._waiting:
@@ -277,9 +312,13 @@ class Dispatcher:
         self._lines[user_class].put(arrival)
 
     def _begin_round(self, arrival: Arrival) -> bool:
-        """Plan a round of a closed stage for now; False when the stage is over."""
-        now = arrival.planned_ns = arrival.ready_ns = time.monotonic_ns()
-        if now >= self._closed_until_ns[arrival.stage] or self._stopped:
+        """Count a round as planned, if its user goes on: in its stage or in one that takes over."""
+        now_ns = time.monotonic_ns()
+        if self._heirs and now_ns >= self._closed_until_ns[arrival.stage]:
+            self._heirs -= 1
+            arrival.stage = self.stage
+        if self._stopped or now_ns >= self._closed_until_ns[arrival.stage]:
+            self._going -= 1
             return False
         self._recorder.load(arrival.stage).planned += 1
         return True
@@ -288,14 +327,24 @@ class Dispatcher:
         self.in_flight -= 1
         self._busy[user_class] -= 1
 
+    def _make_users(self) -> None:
+        """Make the users that are needed at once, before the first stage begins."""
+        needed = Counter[str]()
+        for starters in self._starters:
+            needed |= Counter(starters)
+        for user_class in self._classes:
+            self._make(user_class, needed[user_class] + _SPARE_USERS)
+
     def _keep_spare_users(self, user_class: str) -> None:
         """Make users in batches while few are idle; in the end there are as many as are needed."""
         made = self._made[user_class]
         if made - self._busy[user_class] < _SPARE_USERS and user_class not in self._replacing:
-            batch = max(_SPARE_USERS, made // 2)
-            self._made[user_class] += batch
-            for user in self._spawn(user_class, batch):
-                user.greenlet.link(lambda _ended: self._note_end(user_class))
+            self._make(user_class, max(_SPARE_USERS, made // 2))
+
+    def _make(self, user_class: str, users: int) -> None:
+        self._made[user_class] += users
+        for user in self._spawn(user_class, users):
+            user.greenlet.link(lambda _ended: self._note_end(user_class))
 
     def _note_end(self, user_class: str) -> None:
         """Replace a user that ended before the load did."""
@@ -308,6 +357,10 @@ class Dispatcher:
         self._replacing.discard(user_class)
         if not self._over:
             self._keep_spare_users(user_class)
+
+    def _drawn(self, stage: Stage) -> list[str]:
+        """Draw the classes of this worker's users of a closed stage; an open one has none."""
+        return [self._pick() for _ in range(self._part_of(stage.concurrency or 0))]
 
     def _pick(self) -> str:
         if len(self._classes) == 1:

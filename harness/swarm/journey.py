@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ContextDecorator
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
@@ -34,13 +34,15 @@ from harness import apis
 from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Inputs
+from harness.limits import kind_of, limit_met
 from harness.swarm.short import Shapes
 from harness.transport import RequestHead, Stamps, Transport
+from harness.wire import Ends
 
 if TYPE_CHECKING:
     from harness.cost import PriceTable
     from harness.plan import Target
-    from harness.recorder import Recorder
+    from harness.recorder import Load, Recorder
     from harness.swarm.dispatch import Arrival
 
 CONTROL_FLOW = (StopUser, InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately)
@@ -73,6 +75,7 @@ class Run:
     recorder: Recorder
     transport: Transport
     inputs: Inputs | None
+    rules: apis.ReplyRules = field(default_factory=apis.ReplyRules)
     seed: tuple[int, int]
     """The plan's seed and the worker's number: each arrival draws from a generator of its own."""
     rng: np.random.Generator
@@ -108,8 +111,11 @@ class Step:
     failure: str | None = None
     values: dict[str, int] = field(default_factory=dict)
     gaps: Sequence[int] = ()
-    token_events: int = 0
-    merged: int = 0
+    ends: Mapping[str, Ends] = field(default_factory=dict)
+    """What a value of a time can be at the least and at the most, where its stamp is no point."""
+    gap_ends: Sequence[Ends] | None = None
+    reply: apis.Reply | None = None
+    """That of its model call, if it had one and it did not fail."""
     cost: Decimal | None = _NOTHING
     """n$ so far, of its own call and of the steps inside it; None once one of them is unknown."""
     detail: dict[str, Any] = field(default_factory=dict)
@@ -181,17 +187,18 @@ class Journey:
         else:
             least_ns = step.limit_ns if step.failure == "timeout" else 0
             step.values = {"e2el_all": max(elapsed_ns, least_ns)}
+            step.ends, step.gap_ends = {}, None
             if run.first_failure is None:
                 run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
-        if step.token_events:
-            load = run.recorder.load(self.stage)
-            load.token_events += step.token_events
-            load.merged += step.merged
+        if step.reply is not None:
+            count_reply(run.recorder.load(self.stage), step.reply)
         run.recorder.request(
             self.stage,
             step.name,
             step.values,
+            ends=step.ends,
             series={"itl": step.gaps} if step.gaps and step.failure is None else None,
+            series_ends={"itl": step.gap_ends} if step.gap_ends else {},
             failure=step.failure,
         )
         if run.on_step:
@@ -291,6 +298,18 @@ class Journey:
         return ok
 
 
+def count_reply(load: Load, reply: apis.Reply) -> None:
+    """Count what a reply's stream was like."""
+    stamps = reply.token_events
+    load.token_events += len(stamps)
+    load.merged += reply.merged
+    load.empty += reply.is_empty and reply.value is None
+    load.unfinished += reply.unfinished
+    if len(stamps) > 1:
+        load.streams += 1
+        load.lumped += stamps[0][0] == stamps[-1][0]
+
+
 class Place(NamedTuple):
     """Where in a scenario the code is that runs now."""
 
@@ -380,6 +399,8 @@ def failure_kind(error: BaseException) -> str:  # noqa: PLR0911 - one for each k
             return error.kind
         case gevent.GreenletExit():
             return "cut off"
+        case httpx.TransportError() if (limit := limit_met(error)) is not None:
+            return kind_of(limit)
         case httpx.ConnectTimeout() | httpx.ConnectError() | httpx.ProxyError():
             return "connect"
         case httpx.TimeoutException() | gevent.Timeout():

@@ -65,6 +65,7 @@ def stage_windows(plan: Plan, *, begin_s: float = 0.0, repeat: int = 1) -> tuple
                 planned_rate_per_s=stage.arrivals.rate_per_s if stage.arrivals else None,
                 max_in_flight=stage.max_in_flight,
                 repeat=repeat,
+                ramp_s=stage.spread_ns / 1e9 if stage.concurrency else 0.0,
             )
         )
         start_ns = end_ns

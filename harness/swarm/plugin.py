@@ -19,14 +19,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import gevent
 from locust import LoadTestShape, events
 from locust.runners import LocalRunner
 
 from harness.errors import ExitCode, HarnessError, UserError
+from harness.limits import raise_descriptor_limit
 from harness.plan import Plan, Stage, Target, load_plan, masked, secrets, with_url
 from harness.recorder import Recorder, RunFolder
+from harness.swarm.backoff import Backoff
 from harness.swarm.dispatch import Arrival, Dispatcher
 from harness.swarm.manifest import (
     default_folder,
@@ -49,8 +52,10 @@ _DRAIN_NS = 30_000_000_000
 class _LocustsUsers:
     """Stands where a `Dispatcher` would: each of Locust's users starts its next round at once."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, seed: int) -> None:
         self._recorder = recorder
+        self._backoff = Backoff(seed)
+        self._failures = WeakKeyDictionary[Any, int]()  # in a row, by the user's greenlet
         self.in_flight = 0
 
     def take(self, _user_class: str) -> Arrival:
@@ -62,12 +67,17 @@ class _LocustsUsers:
         now = time.monotonic_ns()
         return Arrival(_STAGE, now, now, closed=True)
 
-    def done(self, _class: str, _arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
+    def done(self, _class: str, arrival: Arrival, *, failed: bool, think_s: float = 0) -> None:
         load = self._recorder.load(_STAGE)
         load.finished += 1
         load.failed += failed
         self.in_flight -= 1
-        gevent.sleep(think_s)
+        user = gevent.getcurrent()
+        failures = self._failures[user] = self._failures.get(user, 0) + 1 if failed else 0
+        lasted_s = (time.monotonic_ns() - arrival.planned_ns) / 1e9
+        pause_s = self._backoff.pause_s(failures, lasted_s)
+        load.backed_off += pause_s > think_s
+        gevent.sleep(max(pause_s, think_s))
 
     def cut_off(self, _user_class: str, _arrival: Arrival) -> None:
         self._recorder.load(_STAGE).cut_off += 1
@@ -100,6 +110,7 @@ class _Session:
         self._undo = ExitStack()
         self._drives = bool(options.plan)
         self._plan = replace(_plan_for(environment, options), workers=1)  # it is one process
+        raise_descriptor_limit()
         hide(secrets(self._plan))
         self._url = self._undo.enter_context(target_url(self._plan))
         self._windows = stage_windows(self._plan)
@@ -185,7 +196,7 @@ class _Session:
 
     def _make_dispatcher(self) -> Dispatcher | _LocustsUsers:
         if not self._drives:
-            return _LocustsUsers(self._recorder)
+            return _LocustsUsers(self._recorder, self._plan.seed)
         classes = self._environment.user_classes
         return Dispatcher(
             self._plan.load,

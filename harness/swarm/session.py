@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gevent.event import Event
 
+from harness import apis
 from harness.budget import Budget, goodput_limits
 from harness.inputs import load_inputs
 from harness.masking import mask
@@ -44,6 +45,11 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
         recorder=recorder,
         transport=open_transport(plan.target, url),
         inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        rules=apis.ReplyRules(
+            max_reply_bytes=plan.target.max_reply_bytes,
+            max_event_bytes=plan.target.max_event_bytes,
+            empty_ok=plan.target.allow_empty,
+        ),
         seed=(plan.seed, worker),
         rng=np.random.default_rng([plan.seed, worker]),
     )

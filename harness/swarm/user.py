@@ -16,8 +16,9 @@ from locust.user.task import LOCUST_STATE_STOPPING
 
 from harness import apis
 from harness.errors import RequestFailed, UserError
-from harness.http1 import ProtocolViolation, decoded
+from harness.http1 import TooLarge
 from harness.inputs import Input
+from harness.limits import kind_of, limit_met
 from harness.swarm.client import build_request, new_client
 from harness.swarm.journey import CONTROL_FLOW, PLACE, Journey, Place, Run, Step, place, step
 from harness.transport import Fetched, RequestHead, Stamps, Within
@@ -30,7 +31,7 @@ __all__ = ["Journey", "ModelUser", "Run", "Step", "step"]
 log = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per request
 
-_EXCERPT_BYTES = 4096
+_PIECES_AT_ONCE = 200
 
 
 class ModelUser(User):
@@ -200,22 +201,28 @@ class ModelUser(User):
                 self.run_state.fed.add(dialect)
                 this.detail |= {"input": data.id, "category": data.category}
             body = api.body(data, target.model, {**target.params, **params})
+            reader = apis.ReplyReader(
+                api,
+                streamed=api.wants_stream(body),
+                choices=api.choices(body),
+                rules=self.run_state.rules,
+            )
             with Within(target.timeout_ns / 1e9):
-                fetched = self._fetch(api, json.dumps(body).encode())
+                fetched = self._fetch(api, json.dumps(body).encode(), reader)
             if journey is not None:
                 journey.sent(this.name, fetched.stamps, due_ns)
             this.detail["status"] = fetched.status
-            reply = _read_reply(fetched, api, stream=api.wants_stream(body))
+            reply = _read_reply(fetched, reader)
             self._note(this, api, reply, fetched.stamps)
             if reply.failure is not None:
                 raise reply.failure
         return reply
 
-    def _fetch(self, api: apis.Api, body: bytes) -> Fetched:
+    def _fetch(self, api: apis.Api, body: bytes, reader: apis.ReplyReader) -> Fetched:
         """Post a model call: through `self.client` where the scenario has given it a say in it."""
         client = self.__dict__.get("client")
         if client is None or client.is_plain:
-            return self.run_state.transport.fetch(self._head(api), body)
+            return self.run_state.transport.fetch(self._head(api), body, reader)
         request = build_request(client, self.run_state, api, body)
         return Fetched.of(client.send(request, stream=True))
 
@@ -248,8 +255,8 @@ class ModelUser(User):
         times = reply.timings(start_ns=this.start_ns, sent_ns=stamps.sent_ns)
         if reply.server_timings:
             this.detail["service_ttft_ns"] = times.service_ttft
-        this.gaps = times.itl
-        this.token_events, this.merged = len(reply.token_events), reply.merged
+        this.gaps, this.gap_ends, this.ends = times.itl, times.itl_ends, times.ends
+        this.reply = reply
         found = {
             "ttft": times.ttft,
             "ttfo": times.ttfo,
@@ -297,39 +304,32 @@ def _as_data(given: Any, name: str) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {name: given}
 
 
-def _read_reply(fetched: Fetched, api: apis.Api, *, stream: bool) -> apis.Reply:
-    """Decode a reply; nothing was parsed while it came in."""
-    end_ns = fetched.stamps.read_ns
-    encoding = fetched.headers.get("content-encoding", "identity")
-    pieces = fetched.pieces
-    streamed = stream and fetched.status == 200
-    cause = _cause(fetched.error, "truncated stream" if streamed else "truncated body")
-    try:
-        if encoding != "identity":
-            pieces = decoded(pieces, encoding, whole=cause is None)
-    except ProtocolViolation as error:
-        return apis.Reply(failure=RequestFailed("invalid reply", str(error)), end_ns=end_ns)
-    if not streamed:
-        if cause is not None and fetched.status < 400:
-            raise cause
-        body = b"".join(data for data, _ in pieces)
-        return apis.read_json(api, fetched.status, fetched.headers, body, end_ns=end_ns)
-    wrong = apis.stream_failure(fetched.headers)
-    if wrong is not None:
-        body = b"".join(data for data, _ in pieces)[:_EXCERPT_BYTES]
-        return apis.Reply(failure=apis.stream_failure(fetched.headers, body), end_ns=end_ns)
-    reader = apis.StreamReader(api)
-    try:
-        for data, t_ns in pieces:
-            reader.feed(data, t_ns)
-    except RequestFailed as error:
-        cause = error
-    return reader.finish(end_ns, cause=cause)
+def _read_reply(fetched: Fetched, reader: apis.ReplyReader) -> apis.Reply:
+    """Read what was not read while it came; other greenlets have their turn in between."""
+    status, headers, pieces = fetched.status, fetched.headers, fetched.pieces
+    since_ns = fetched.since_ns
+    streamed = reader.follows(status)
+    while streamed and len(pieces) > _PIECES_AT_ONCE:
+        reader.follow(headers, pieces[:_PIECES_AT_ONCE], since_ns)
+        pieces = pieces[_PIECES_AT_ONCE:]
+        gevent.sleep(0)
+    return reader.finish(
+        status,
+        headers,
+        pieces,
+        since_ns=since_ns,
+        end_ns=fetched.stamps.read_ns,
+        cause=_cause(fetched.error, "truncated stream" if streamed else "truncated body"),
+    )
 
 
 def _cause(error: Exception | None, truncated: str) -> RequestFailed | None:
     """Return the kind of failure that broke a reply off, `truncated` if nobody said that it did."""
     if error is None:
         return None
+    if isinstance(error.__cause__, TooLarge):
+        more = "max_reply in the plan's target allows more"
+        return RequestFailed("reply too large", f"{error}; {more}")
     kind = truncated if isinstance(error, httpx.RemoteProtocolError) else "reset"
-    return RequestFailed(kind, str(error))
+    limit = limit_met(error)
+    return RequestFailed(kind if limit is None else kind_of(limit), str(error))

@@ -24,8 +24,9 @@ from locust.env import Environment
 from locust.util.load_locustfile import load_locustfile
 
 from harness import apis
-from harness.errors import HarnessError, RequestFailed, TargetError, UserError
+from harness.errors import GeneratorError, HarnessError, RequestFailed, TargetError, UserError
 from harness.inputs import check_inputs
+from harness.limits import limit_met, raise_descriptor_limit, setting
 from harness.masking import mask_query
 from harness.plan import secrets
 from harness.recorder import Limits, Recorder
@@ -102,6 +103,11 @@ class Worker:
             probes = [self._probe(user, task) for task in dict.fromkeys(cls.tasks)]
             user.on_stop()  # type: ignore[no-untyped-call]
         except (RequestFailed, httpx.HTTPError) as error:
+            if limit := limit_met(error):
+                raise GeneratorError(
+                    f"this machine met a limit of its own in the preflight ({error}), in on_start "
+                    f"or on_stop of {cls.__name__}: {setting(limit)}"
+                ) from error
             raise TargetError(
                 f"{mask_query(self._job.url)} did not pass the preflight: "
                 f"{type(error).__name__}: {error}, in on_start or on_stop of {cls.__name__}; "
@@ -206,6 +212,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=layout)
+    raise_descriptor_limit()
     receive = partial(frames.decode, _read_exactly)
     send = partial(_send, out)
     job = receive()

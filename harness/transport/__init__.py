@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from ssl import SSLContext
 
@@ -28,12 +28,13 @@ from harness.http2 import StreamUnprocessed
 from harness.plan import Target
 from harness.transport.clock import KERNEL, USER, KernelClock
 from harness.transport.connection import Connection
-from harness.transport.exchange import Exchange
+from harness.transport.exchange import MAX_BODY_BYTES, Exchange
 from harness.transport.messages import (
     STAMPS,
     BuiltMessage,
     Decoded,
     Fetched,
+    Follower,
     KnownMessage,
     Message,
     Origin,
@@ -53,6 +54,7 @@ __all__ = [
     "STAMPS",
     "WHOLE",
     "Fetched",
+    "Follower",
     "RequestHead",
     "Stamps",
     "Transport",
@@ -80,6 +82,7 @@ def open_transport(target: Target, url: str) -> Transport:
         key=target.key,
         routes=Routes.of(target),
         target=origin_of(httpx.URL(with_kept_case(url))),
+        max_body_bytes=target.max_reply_bytes,
     )
 
 
@@ -88,7 +91,8 @@ class Transport(httpx.BaseTransport):
 
     `verify` is True (the system's trust), a file or folder of certificates, or False; `cert` and
     its `key` are shown to servers that ask for a certificate. `kernel_stamps` False forces stamps
-    in user space. `routes` are the ways to go, and `target` is the origin whose way `clock` tells.
+    in user space. A body above `max_body_bytes`, as it comes, is cut. `routes` are the ways to go,
+    and `target` is the origin whose way `clock` tells.
     Raises the exceptions of httpx.
     """
 
@@ -101,7 +105,9 @@ class Transport(httpx.BaseTransport):
         kernel_stamps: bool = True,
         routes: Routes | None = None,
         target: Origin | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
+        self._max_body_bytes = max_body_bytes
         self._trust = verify, cert, key
         self._ssl_context = client_context(*self._trust)
         self.poller = Poller()
@@ -162,12 +168,13 @@ class Transport(httpx.BaseTransport):
             },
         )
 
-    def fetch(self, head: RequestHead, body: bytes) -> Fetched:
+    def fetch(self, head: RequestHead, body: bytes, follower: Follower | None = None) -> Fetched:
         """Send a body and return the whole reply; the short way for requests that are all alike.
 
         What breaks the reply off after its head is returned with it, what comes before is raised.
+        A `follower` that needs no more ends the wait for a body that does not end.
         """
-        return self.fetch_straight(head, body, _NO_TIMEOUTS)
+        return self.fetch_straight(head, body, _NO_TIMEOUTS, follower)
 
     def keeps(self, origin: Origin) -> bool:
         """Tell whether there is a connection to go there at once."""
@@ -177,10 +184,16 @@ class Transport(httpx.BaseTransport):
         return shared is not None and shared.with_room() is not None
 
     def fetch_straight(
-        self, head: RequestHead, body: bytes, timeouts: Mapping[str, float | None]
+        self,
+        head: RequestHead,
+        body: bytes,
+        timeouts: Mapping[str, float | None],
+        follower: Follower | None = None,
     ) -> Fetched:
         """Do as `fetch` does, with httpx's timeouts to connect and to write."""
-        exchange, stamps = self._round(head.origin, KnownMessage(head, body), timeouts, whole=True)
+        exchange, stamps = self._round(
+            head.origin, KnownMessage(head, body), timeouts, whole=True, follower=follower
+        )
         reader = exchange.reader
         assert reader is not None
         found = reader.head
@@ -192,9 +205,14 @@ class Transport(httpx.BaseTransport):
             except httpx.TransportError as broken:
                 error = broken
         stamps.read_ns = reader.end_t_ns or time.monotonic_ns()
-        self.give_back(head.origin, exchange)
+        pieces = reader.take()
+        if exchange.enough and not reader.complete:
+            error = error or httpx.RemoteProtocolError("the body had no end")
+            self._leave(head.origin, exchange)
+        else:
+            self.give_back(head.origin, exchange)
         headers = Decoded(found.by_name)
-        return Fetched(found.status, headers, reader.take(), stamps, error, found)
+        return Fetched(found.status, headers, pieces, stamps, error, found)
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -213,6 +231,13 @@ class Transport(httpx.BaseTransport):
         else:
             exchange.close()
 
+    def _leave(self, origin: Origin, exchange: Exchange) -> None:
+        """Let the rest of a reply come in apart from any request, if that keeps a connection."""
+        if isinstance(exchange, Connection):
+            exchange.drain(partial(self.give_back, origin, exchange))
+        else:
+            exchange.close()
+
     def _round(
         self,
         origin: Origin,
@@ -220,6 +245,7 @@ class Transport(httpx.BaseTransport):
         timeouts: Mapping[str, float | None],
         *,
         whole: bool,
+        follower: Follower | None = None,
     ) -> tuple[Exchange, Stamps]:
         """Send a request, if need be a second time, and wait for the head, or for all of it."""
         route = self._routes.find(origin)
@@ -228,6 +254,7 @@ class Transport(httpx.BaseTransport):
         exchange, kept = self._checkout(origin, route, timeouts.get("connect"))
         retries = 0
         try:
+            exchange.follow_by(follower)
             self._exchange(exchange, message, timeouts, whole=whole)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
             if not isinstance(error.__cause__, StreamUnprocessed) and (
@@ -238,6 +265,7 @@ class Transport(httpx.BaseTransport):
             lost_ns = time.monotonic_ns() - exchange.sent_ns  # the dead connection's, not ours
             exchange, _ = self._checkout(origin, route, timeouts.get("connect"), fresh=True)
             exchange.connect_ns += lost_ns
+            exchange.follow_by(follower)
             self._exchange(exchange, message, timeouts, whole=whole)
         reader = exchange.reader
         assert reader is not None
@@ -309,9 +337,9 @@ class Transport(httpx.BaseTransport):
         spoken = self._spoken.setdefault(origin, set())
         if agreed != "h2":
             spoken.add("HTTP/1.1")
-            return Connection(self.poller, socket)
+            return Connection(self.poller, socket, max_body_bytes=self._max_body_bytes)
         spoken.add("HTTP/2")
-        connection = Multiplexed(self.poller, socket)
+        connection = Multiplexed(self.poller, socket, max_body_bytes=self._max_body_bytes)
         connection.start()
         if connection.room <= 0:
             connection.close()

@@ -79,7 +79,7 @@ class Alarm:
         """Wake whoever sleeps."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
-            self._poller.soon(waiter.switch, None)
+            self._poller.next(waiter.switch, None)
 
     def close(self) -> None:
         """Wake whoever sleeps, and give the timer back."""
@@ -145,6 +145,6 @@ class Alarm:
             if self._then is not None:
                 self._then()
         except BaseException as error:  # noqa: BLE001 - the sleeper must hear of it, whatever it is
-            self._poller.soon(waiter.throw, error)
+            self._poller.next(waiter.throw, error)
         else:
-            self._poller.soon(waiter.switch, None)
+            self._poller.next(waiter.switch, None)

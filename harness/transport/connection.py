@@ -7,14 +7,20 @@ complete, or at the next piece if it wants the stream live.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic_ns
+
+import gevent
 
 from harness.http1 import ProtocolViolation, ResponseReader, Truncated
 from harness.transport.exchange import ANYTHING, MAX_BODY_BYTES, Exchange
 from harness.transport.messages import Message
 from harness.transport.poller import Poller
 from harness.transport.sockets import StampedSocket
+
+_MOST_DRAINED_BYTES = 64 << 10
+_LONGEST_DRAIN_S = 1.0
 
 
 class Connection(Exchange):
@@ -23,13 +29,17 @@ class Connection(Exchange):
     `gone` is true once the other side has closed, or an error has made the connection useless.
     """
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_drained", "_max_body_bytes", "_socket")
 
     reader: ResponseReader | None
 
-    def __init__(self, poller: Poller, socket: StampedSocket) -> None:
+    def __init__(
+        self, poller: Poller, socket: StampedSocket, *, max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
         super().__init__(poller)
         self._socket = socket
+        self._max_body_bytes = max_body_bytes
+        self._drained: Callable[[], None] | None = None
         socket.watch(self._on_ready)
 
     def look(self) -> bool:
@@ -49,7 +59,9 @@ class Connection(Exchange):
         It is sent whole, unless the reply is complete before: then the rest is not sent, and the
         connection is `gone`.
         """
-        reader = self.reader = ResponseReader(method=message.method, max_body_bytes=MAX_BODY_BYTES)
+        reader = self.reader = ResponseReader(
+            method=message.method, max_body_bytes=self._max_body_bytes
+        )
         self._want = ANYTHING
         self.sent_ns = monotonic_ns()
         if not self._socket.is_open:
@@ -59,10 +71,31 @@ class Connection(Exchange):
         self.sent_ns = monotonic_ns()
         self._send_all(reader)
 
+    def drain(self, done: Callable[[], None]) -> None:
+        """Read the rest of a reply that nobody waits for, not much and not long; then call `done`.
+
+        A connection that brings more is closed before.
+        """
+        assert self.reader is not None
+        self.reader.bound(_MOST_DRAINED_BYTES)
+        self.follow_by(None)
+        self._drained = done
+        gevent.spawn_later(_LONGEST_DRAIN_S, self._end_drain, done)
+
     def close(self) -> None:
         """Close the socket; may be called again."""
         self.gone = True
         self._socket.close()
+
+    def _end_drain(self, late: Callable[[], None] | None = None) -> None:
+        """Tell that what was to be drained is over, or that one drain takes too long."""
+        done = self._drained
+        if done is None or late not in (None, done):
+            return
+        self._drained = None
+        if late is not None:
+            self.close()
+        done()
 
     # In the hub
 
@@ -77,8 +110,11 @@ class Connection(Exchange):
             self._error = error
             self.close()
             self._wake()
+            self._end_drain()
             return
         self._notice()
+        if self._drained is not None and reader.complete:
+            self._end_drain()
 
     def _receive(self, reader: ResponseReader) -> bool:
         """Feed what one read brings; False when there is nothing to read now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -200,10 +200,29 @@ def http2_fields(method: str, url: httpx.URL, fields: Iterable[tuple[bytes, byte
     return start + rest
 
 
+class Follower(Protocol):
+    """Takes in a reply's body while it comes; called in the hub, where nothing may block."""
+
+    end_mark: bytes
+    """What is in the piece after which the rest may not matter."""
+
+    def follows(self, status: int) -> bool:
+        """Tell whether it wants to follow a reply of this status."""
+
+    def follow(
+        self, headers: Mapping[str, str], pieces: Sequence[tuple[bytes, int]], since_ns: int
+    ) -> bool:
+        """Take what is new of the body; returns whether the rest of it does not matter.
+
+        All of the body came after `since_ns`. Names of headers are in lower case.
+        """
+
+
 class Fetched(NamedTuple):
     """A reply as it came: the body's pieces with their stamps, and what broke it off, if anything.
 
-    Names of headers are in lower case; `error` is an exception of httpx.
+    What was followed is not among the pieces. Names of headers are in lower case; `error` is an
+    exception of httpx.
     """
 
     status: int
@@ -213,6 +232,13 @@ class Fetched(NamedTuple):
     error: Exception | None
     head: Head | None = None
     """As it was sent; None where the reply came through httpx."""
+
+    @property
+    def since_ns(self) -> int:
+        """A time after which all of the pieces came, as far as the stamps tell."""
+        stamps = self.stamps
+        first_ns = self.pieces[0][1] if self.pieces else stamps.read_ns
+        return stamps.first_byte_ns if stamps.first_byte_ns < first_ns else stamps.sent_ns
 
     @classmethod
     def of(cls, response: httpx.Response) -> Fetched:

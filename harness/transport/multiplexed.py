@@ -42,10 +42,12 @@ class Multiplexed:
         "gone",
     )
 
-    def __init__(self, poller: Poller, socket: StampedSocket) -> None:
+    def __init__(
+        self, poller: Poller, socket: StampedSocket, *, max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
         self._poller = poller
         self._socket = socket
-        self._session = Session(max_body_bytes=MAX_BODY_BYTES)
+        self._session = Session(max_body_bytes=max_body_bytes)
         self._streams: dict[int, Stream] = {}
         self._last_ns = 0  # the stamp of the last read: none after it is earlier
         self._going_on = False
@@ -145,7 +147,7 @@ class Multiplexed:
         if session.behind:
             if not self._going_on:
                 self._going_on = True
-                self._poller.next_turn(self._go_on)
+                self._poller.behind(self._go_on)
         elif session.leaving and not session.streams:
             self._over(None)
 

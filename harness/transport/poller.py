@@ -4,6 +4,9 @@ A watcher of its own for each socket costs a callback, a switch and a system cal
 hub is called once for all sockets that are ready. Where there is no epoll (macOS), each has a
 watcher after all.
 
+What reading sets off (greenlets to wake, replies to decode) is done behind it, in slices of
+`_SLICE_NS`: between two slices all that came in meanwhile is read, however much ended together.
+
 To wake up costs more than to read. Where the kernel stamps what comes in, reading can wait: while
 more comes in than one event per `_REST_NS` and no greenlet has to be woken, the process rests that
 long between two turns, as network cards do that moderate their interrupts.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +27,8 @@ READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT
 _GEVENT_READ, _GEVENT_WRITE = 1, 2
 _BATCH = 1024
 _REST_NS = 250_000
+_SLICE_NS = 500_000
+_LATER_NS = 20_000_000
 _NEVER_NS = 1 << 63
 
 Handler = Callable[[], None]
@@ -37,6 +43,10 @@ def _epoll() -> Any:
     except AttributeError:
         make = getattr(select, "epoll", None)
     return make() if make else None
+
+
+def _nothing() -> None:
+    pass
 
 
 class Poller:
@@ -55,6 +65,12 @@ class Poller:
         self._epoll = _epoll()
         self._free_ns = 0  # when the turn before this one was over, its rest included
         self._woke = False
+        self._due: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._behind: deque[Handler] = deque()
+        self._check = self._hub.loop.check()  # called once a turn of gevent's loop,
+        self._idle = self._hub.loop.idle()  # which does not wait for events meanwhile
+        self._later: deque[tuple[int, Handler]] = deque()
+        self._timer = self._hub.loop.timer(_LATER_NS / 1e9)
         self._watchers: dict[int, Any] = {}
         if self._epoll is not None:
             self._watcher = self._hub.loop.io(self._epoll.fileno(), _GEVENT_READ)
@@ -92,23 +108,37 @@ class Poller:
 
     def soon(self, call: Callable[..., object], *args: object) -> None:
         """Call something from the hub after the sockets that are ready now have been read."""
-        self._woke = True
-        self._hub.loop.run_callback(call, *args)
+        self._due.append((call, args))
+        self._note_due()
 
-    def next_turn(self, call: Callable[[], object]) -> None:
-        """Call something from the hub when the sockets have been looked at once more."""
-        self._woke = True
-        timer = self._hub.loop.timer(0)
-        timer.start(self._later, timer, call)
+    def next(self, call: Callable[..., object], *args: object) -> None:
+        """Do as `soon` does, before all that is due soon."""
+        self._due.appendleft((call, args))
+        self._note_due()
 
-    def _later(self, timer: Any, call: Callable[[], object]) -> None:
-        timer.close()
-        call()
+    def behind(self, call: Handler) -> None:
+        """Call something from the hub when nothing is due and all that is ready has been read."""
+        self._behind.append(call)
+        self._note_due()
+
+    def later(self, call: Handler) -> None:
+        """Call something from the hub in some 20 ms."""
+        self._later.append((time.monotonic_ns() + _LATER_NS, call))
+        if not self._timer.active:
+            self._timer.start(self._call_later)
+
+    def _note_due(self) -> None:
+        self._woke = True
+        if not self._idle.active:
+            self._idle.start(_nothing)
+            self._check.start(self._work)
 
     def _turn(self) -> None:
         began_ns = time.monotonic_ns()
         self._woke = False
         self._call_ready()
+        if self._due or self._behind:
+            self._work()
         if not self._woke and began_ns - self._free_ns < _REST_NS and self.may_rest():
             self._rest()
         self._free_ns = time.monotonic_ns()
@@ -117,6 +147,34 @@ class Poller:
         rest_ns = min(_REST_NS, self.rest_until_ns - time.monotonic_ns())
         if rest_ns > _REST_NS // 2:  # a shorter one costs more than it saves
             _sleep(rest_ns / 1e9)
+
+    def _work(self) -> None:
+        """Do what reading has set off, for the length of a slice."""
+        until_ns = time.monotonic_ns() + _SLICE_NS
+        due, behind = self._due, self._behind
+        while due or behind:
+            if due:
+                call, args = due.popleft()
+                self._safely(call, *args)
+            else:
+                self._safely(behind.popleft())
+            if time.monotonic_ns() >= until_ns:
+                return
+        self._idle.stop()
+        self._check.stop()
+
+    def _call_later(self) -> None:
+        later, now_ns = self._later, time.monotonic_ns()
+        while later and later[0][0] <= now_ns:
+            self._safely(later.popleft()[1])
+        if later:
+            self._timer.start(self._call_later)
+
+    def _safely(self, call: Callable[..., object], *args: object) -> None:
+        try:
+            call(*args)
+        except BaseException as error:  # noqa: BLE001 - what else is due must not wait for ever
+            self._hub.handle_error(call, type(error), error, error.__traceback__)
 
     def _call_ready(self) -> None:
         handlers = self._handlers

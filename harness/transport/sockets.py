@@ -29,6 +29,7 @@ import gevent.socket
 from gevent import monkey
 from gevent.hub import Waiter
 
+from harness.limits import limit_met
 from harness.transport.clock import ANCILLARY_BYTES, KernelClock, ask_for_stamps
 from harness.transport.poller import READ, WRITE, Handler, Poller
 from harness.transport.tls import TlsLayer
@@ -80,7 +81,8 @@ class StampedSocket:
                 sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
                 self._connect(sock, address)
             except OSError as found:
-                error = found
+                if error is None or limit_met(error) is None:
+                    error = found  # the next address must not take the place of a limit of ours
             else:
                 return
         raise error or OSError(f"{host} has no address")
@@ -279,4 +281,7 @@ def _addresses(host: str, port: int) -> Any:
     """Resolve without a thread where the host is a number, with gevent's resolver elsewhere."""
     with suppress(gaierror):
         return _getaddrinfo(host, port, 0, SOCK_STREAM, 0, AI_NUMERICHOST)
-    return gevent.socket.getaddrinfo(host, port, 0, SOCK_STREAM)
+    try:
+        return gevent.socket.getaddrinfo(host, port, 0, SOCK_STREAM)
+    except RuntimeError as error:  # no thread to do it in
+        raise OSError(f"{host} cannot be looked up: {error}") from error

@@ -15,6 +15,7 @@ from harness.verdict.caveats import with_caveats
 from harness.verdict.headline import headline, outcome_of_run
 from harness.verdict.likeness import unfit_because
 from harness.verdict.measure import measure
+from harness.verdict.outages import fails_anyway, with_outage
 from harness.verdict.outcome import WORST_FIRST, BudgetVerdict, Outcome, Verdict
 from harness.verdict.regression import Pair, judge_regression
 from harness.verdict.samples import Repetitions, share_of
@@ -107,9 +108,10 @@ class _Court:
             return verdict
         if verdict.outcome is Outcome.PASS:
             verdict = _with_unknown_costs(self._with_failures(verdict, stage), stage)
-        verdict = with_caveats(verdict, stage)
+        judged = self._failures_are_judged(budget, stage.group)
+        verdict = with_outage(with_caveats(verdict, stage), stage, failures_judged=judged)
         for check in (check for one in stage.stages for check in self.health.broken(one.name)):
-            if verdict.outcome is not Outcome.FAIL or not check.fail_stands:
+            if not _stands_against(check, verdict, stage):
                 return replace(verdict, outcome=Outcome.INVALID, reason=_why_invalid(check))
         return verdict
 
@@ -164,6 +166,13 @@ class _Court:
             and b.stage in (None, group)
             for b in self._budgets
         )
+
+
+def _stands_against(check: Check, verdict: BudgetVerdict, stage: Repetitions) -> bool:
+    """Whether a verdict stands though the measurement was not fit: a FAIL may."""
+    if verdict.outcome is not Outcome.FAIL:
+        return False
+    return check.fail_stands or (check.from_load and fails_anyway(verdict, stage))
 
 
 def _with_unknown_costs(verdict: BudgetVerdict, stage: Repetitions) -> BudgetVerdict:

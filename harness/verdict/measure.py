@@ -14,6 +14,7 @@ from harness import stats
 from harness.budget import Budget
 from harness.stats import MeanEvidence, QuantileEvidence
 from harness.stats.windows import IntArray
+from harness.verdict.ends import at_both_ends
 from harness.verdict.lacking import why_no_data, why_undecided, why_unresolved
 from harness.verdict.outcome import BudgetVerdict, Outcome, by_evidence, outcome_of, used_share
 from harness.verdict.samples import Repetitions, Samples, joined, mean_of, share_of
@@ -21,7 +22,18 @@ from harness.verdict.spans import judge_share_spans, judge_spans
 
 
 def measure(stage: Repetitions, budget: Budget) -> BudgetVerdict:
-    """Judge a budget in a stage, all repetitions of it together."""
+    """Judge a budget in a stage, all repetitions of it together.
+
+    Where stamps stand for intervals, it holds or is broken only if it does at both ends of all.
+    """
+    verdict = _measure(stage, budget)
+    if not stage.is_unsure(budget.step, budget.metric):
+        return verdict
+    least, most = (_measure(end, budget) for end in stage.ends())
+    return at_both_ends(verdict, least, most, stage)
+
+
+def _measure(stage: Repetitions, budget: Budget) -> BudgetVerdict:
     if budget.metric in ("error_rate", "goodput"):
         some = stage.requests(budget.step)
         fact = _allowed_share(budget) <= 0  # it needs no spans

@@ -45,7 +45,8 @@ class BudgetVerdict:
     `used` is the share of the limit used; of a lower limit, the share of the allowed loss.
     `effective_n` is how many independent samples would say as much, where dependence was measured;
     `vif` the variance inflation behind it. A `fact` is judged by what was seen alone: its PASS says
-    nothing of the truth, so that it has no interval.
+    nothing of the truth, so that it has no interval. `outage` says how the target stopped for good,
+    where that broke the budget.
     """
 
     budget: Budget
@@ -62,6 +63,7 @@ class BudgetVerdict:
     effective_n: float | None = None
     vif: float = 1.0
     fact: bool = False
+    outage: str | None = None
 
     @property
     def sentence(self) -> str:
@@ -84,6 +86,8 @@ class BudgetVerdict:
             return f"{budget.subject} cannot be judged {where}: {self.reason}"
         if self.outcome is Outcome.INCONCLUSIVE:
             return f"{budget.subject} was {value} {where}, but {self.reason}"
+        if self.outage is not None:
+            return f"{self.outage}: {budget.subject} was {value} {where}, its limit is {limit}"
         if budget.upper:
             return (
                 f"{budget.subject} was {value} {where}, {format_ratio_of_limit(self.used)}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.budget import Budget
 from harness.health import Health, assess
 from harness.metrics import METRICS, format_value
-from harness.recorder import Recording
+from harness.recorder import LEAST, MOST, Recording
 from harness.stats.regression import (
     Change,
     Ends,
@@ -24,6 +24,7 @@ from harness.stats.regression import (
     repeated_change,
 )
 from harness.units import format_count
+from harness.verdict.ends import at_both_ends
 from harness.verdict.interleaved import interleaved, paired_change
 from harness.verdict.likeness import Weight, unfit, unlike
 from harness.verdict.outcome import BudgetVerdict, Outcome
@@ -40,7 +41,7 @@ class Pair:
         self.unlike = unlike(base, candidate)
         self._interleaved = interleaved(base, candidate)
         self._sides: dict[str, tuple[Repetitions, Repetitions]] = {}
-        self._changes: dict[tuple[str, str, str, float | None, float], Change | None] = {}
+        self._changes: dict[tuple[str, str, str, float | None, float, str], Change | None] = {}
 
     @cached_property
     def base_health(self) -> Health:
@@ -69,22 +70,37 @@ class Pair:
         return f"the baseline's measurement was not fit ({broken})" if broken else ""
 
     def change(
-        self, group: str, step: str, metric: str, quantile: float | None, confidence: float
+        self,
+        group: str,
+        step: str,
+        metric: str,
+        quantile: float | None,
+        confidence: float,
+        end: str = "",
     ) -> Change | None:
         """Change of a quantile, without one of a mean, a share or a rate; None without data.
 
         A goodput is compared by its loss, the share of requests that missed a per-request budget,
-        so that more is worse of everything but a rate.
+        so that more is worse of everything but a rate. At the `end` LEAST or MOST it is the least
+        or the most that it can be, where stamps stand for intervals.
         """
-        key = (group, step, metric, quantile, confidence)
+        key = (group, step, metric, quantile, confidence, end)
         if key not in self._changes:
             self._changes[key] = self._find_change(*key)
         return self._changes[key]
 
     def _find_change(
-        self, group: str, step: str, metric: str, quantile: float | None, confidence: float
+        self,
+        group: str,
+        step: str,
+        metric: str,
+        quantile: float | None,
+        confidence: float,
+        end: str,
     ) -> Change | None:
         base, candidate = self.sides(group)
+        if end:
+            base, candidate = base.ends()[end == LEAST], candidate.ends()[end == MOST]
         if self._interleaved:
             found = paired_change((base, candidate), step, metric, quantile, confidence)
             if found is not None:
@@ -124,6 +140,8 @@ def judge_regression(pair: Pair | None, budget: Budget, group: str) -> BudgetVer
     if pair is not None:
         of = (budget.step, budget.metric, budget.quantile, budget.confidence)
         change = pair.change(group, *of)
+        if change and any(side.is_unsure(*of[:2]) for side in pair.sides(group)):
+            return _judge_ends(pair, budget, group, change)
     if pair is None or change is None:
         return BudgetVerdict(
             budget=budget,
@@ -131,6 +149,19 @@ def judge_regression(pair: Pair | None, budget: Budget, group: str) -> BudgetVer
             outcome=Outcome.NO_DATA,
             reason=_why_no_data(pair, budget, group),
         )
+    return _judge_change(pair, budget, group, change)
+
+
+def _judge_ends(pair: Pair, budget: Budget, group: str, change: Change) -> BudgetVerdict:
+    """Judge a change that the stamps of either run leave open within two ends."""
+    of = (budget.step, budget.metric, budget.quantile, budget.confidence)
+    ends = [pair.change(group, *of, end) or change for end in (LEAST, MOST)]
+    judged = [_judge_change(pair, budget, group, one) for one in (change, *ends)]
+    unsure = next(side for side in pair.sides(group) if side.is_unsure(*of[:2]))
+    return at_both_ends(judged[0], judged[1], judged[2], unsure)
+
+
+def _judge_change(pair: Pair, budget: Budget, group: str, change: Change) -> BudgetVerdict:
     why_not = pair.why_not(group)
     worse = change.beyond(budget.limit)
     outcome = {True: Outcome.FAIL, False: Outcome.PASS, None: Outcome.INCONCLUSIVE}[worse]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import stats
 from harness.budget import Budget
-from harness.recorder import Recording, Requests, Series, StageWindow
+from harness.recorder import LEAST, MOST, Recording, Requests, Series, StageWindow
 from harness.stats import MeanEvidence, ShareEvidence, Windows
 from harness.stats.recorded import TIMES_IN_SYSTEM, by_window, windows_of
 from harness.stats.windows import FloatArray, IntArray
@@ -48,11 +48,16 @@ def share_of(runs: Sequence[Sums], allowed: float, confidence: float) -> ShareEv
 
 
 class Repetitions:
-    """All repetitions of the stage that was declared as `group`; none where it was not recorded."""
+    """All repetitions of the stage that was declared as `group`; none where it was not recorded.
 
-    def __init__(self, recording: Recording, group: str) -> None:
+    At the `end` LEAST or MOST, every sample whose stamp stands for an interval is taken for the
+    least or the most that it can be.
+    """
+
+    def __init__(self, recording: Recording, group: str, end: str = "") -> None:
         self.recording = recording
         self.group = group
+        self.end = end
         self.stages = tuple(s for s in recording.repetitions(group) if s.record)
 
     @property
@@ -62,7 +67,8 @@ class Repetitions:
 
     def series(self, step: str, metric: str) -> list[tuple[StageWindow, Series]]:
         """Return the repetitions that have samples of a metric."""
-        found = ((s, self.recording.series(s.name, step, metric)) for s in self.stages)
+        series = self.recording.series
+        found = ((s, series(s.name, step, metric, self.end)) for s in self.stages)
         return [(stage, series) for stage, series in found if series is not None]
 
     def windows(self, step: str, metric: str) -> list[Windows]:
@@ -86,12 +92,31 @@ class Repetitions:
     def bad(self, step: str, metric: str) -> list[Sums]:
         """Return the bad and all requests, as `requests`; bad by an `error_rate` or a `goodput`."""
         return [
-            self._sums(
-                stage,
-                requests.index,
-                requests.total - requests.good if metric == "goodput" else requests.failed,
-                requests.total,
-            )
+            self._sums(stage, requests.index, self._bad(requests, metric), requests.total)
+            for stage, requests in self.requests(step)
+        ]
+
+    def _bad(self, requests: Requests, metric: str) -> IntArray:
+        if metric != "goodput":
+            return requests.failed
+        bad = requests.total - requests.good
+        return bad - requests.unsure if self.end == LEAST else bad
+
+    def is_unsure(self, step: str, metric: str) -> bool:
+        """Whether a metric has samples whose stamp stands for an interval."""
+        if metric == "goodput":
+            return any(bool(requests.unsure.any()) for _, requests in self.requests(step))
+        return any(self.recording.has_ends(stage.name, step, metric) for stage in self.stages)
+
+    def ends(self) -> tuple[Repetitions, Repetitions]:
+        """Return the same with every sample at the least, and at the most, that it can be."""
+        least, most = (Repetitions(self.recording, self.group, end) for end in (LEAST, MOST))
+        return least, most
+
+    def failures(self, step: str, counts: Callable[[str], bool]) -> list[Sums]:
+        """Return the failures whose kind counts, and all requests, as `requests`."""
+        return [
+            self._sums(stage, requests.index, requests.failed_by(counts), requests.total)
             for stage, requests in self.requests(step)
         ]
 

@@ -239,6 +239,17 @@ def streams_aiohttp(options: Options) -> Result:
     return schedule.result()
 
 
+def decoded_events(options: Options) -> Result:
+    """Say what an event of a shape costs once its bytes are read."""
+    import decoding
+
+    from harness.swarm.pauses import quiet_collector
+
+    given = decoding.replies(options["shape"], options["url"])
+    quiet_collector()
+    return {"event_us": decoding.cost_us(given)}
+
+
 # The whole tool: a worker with its users, dispatcher and recorder
 
 _CHAT_SCENARIO = """
@@ -577,6 +588,7 @@ CLIENTS: dict[str, Callable[[Options], Result]] = {
         streams_httpx,
         streams_fasthttp,
         streams_aiohttp,
+        decoded_events,
         replies_harness,
         replies_fasthttp,
         short_harness,

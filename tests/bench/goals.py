@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import decoding
 from measurements import (
     AIPERF,
     AIPERF_USAGE,
@@ -16,8 +17,11 @@ from measurements import (
     FAST,
     GAP_US,
     HARNESS,
+    HTTP1,
+    HTTP2,
     HTTPX,
     HTTPX_ALONE,
+    RUN,
     VERDICT,
 )
 
@@ -64,8 +68,18 @@ def _exact_up_to(get: Get) -> float:
     return max((rate for rate, error in p99.items() if error < EXACT_US), default=0)
 
 
+def _dearest_shape(get: Get) -> float:
+    return max(get("decode", shape, "event_us") for shape in decoding.SHAPES)
+
+
 def _ratio(one: Callable[[Get], float], other: Callable[[Get], float]) -> Callable[[Get], float]:
     return lambda get: one(get) / other(get)
+
+
+def _difference(
+    one: Callable[[Get], float], other: Callable[[Get], float]
+) -> Callable[[Get], float]:
+    return lambda get: one(get) - other(get)
 
 
 def _value(measurement: str, client: str, name: str) -> Callable[[Get], float]:
@@ -161,6 +175,12 @@ def goals() -> Iterator[Goal]:
             needs=name,
             why=_why_httpx_is_cheap if name == large else _why_waking_up_counts,
         )
+    yield Goal(
+        text="CPU per event from its read to the reply's times, the dearest shape, µs",
+        of=_dearest_shape,
+        limit=2,
+        needs="decode",
+    )
     for name in "ttft", "e2e":
         yield Goal(
             text=f"whole tool: {name.upper()} reported minus true, p99, ms",
@@ -186,6 +206,20 @@ def goals() -> Iterator[Goal]:
         of=_value("replies", HARNESS, "pss_mb"),
         limit=80,
         needs="replies",
+    )
+    yield from _in_step()
+    for key, text in (("ttft_p99", "TTFT"), ("e2e_p99", "E2E")):
+        yield Goal(
+            text=f"64 users through nginx: {text} error, p99, HTTP/2 minus HTTP/1.1, ms",
+            of=_difference(_value("http2", HTTP2, key), _value("http2", HTTP1, key)),
+            limit=0.1,
+            needs="http2",
+        )
+    yield Goal(
+        text="64 users through nginx: error of a gap of 20 ms by HTTP/2, p99.9, ms",
+        of=_value("http2", HTTP2, "gap_p99.9"),
+        limit=2,
+        needs="http2",
     )
     yield Goal(
         text="short requests/s, Locust + `self.client` ÷ FastHttpUser",
@@ -226,3 +260,19 @@ def goals() -> Iterator[Goal]:
         (COMPARE, "compare of two such runs, CPU s", 3),
     ):
         yield Goal(text=text, of=_value("hour", client, "cpu_s"), limit=limit, needs="hour")
+
+
+def _in_step() -> Iterator[Goal]:
+    name, run = "in-step", "`harness run`, all streams in step"
+    for key, text, limit in (
+        ("ttft_p99", "TTFT reported minus true, p99, ms", 0.1),
+        ("e2e_p99", "E2E reported minus true, p99, ms", 0.1),
+        ("stall_ms", "longest stall of the event loop, ms", 2),
+    ):
+        yield Goal(text=f"{run}: {text}", of=_value(name, RUN, key), limit=limit, needs=name)
+    yield Goal(
+        text=f"{run}: CPU of the command without its report ÷ FastHttpUser's process",
+        of=_ratio(_value(name, RUN, "cpu_s"), _value(name, FAST, "cpu_s")),
+        limit=0.8,
+        needs=name,
+    )

@@ -17,10 +17,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import decoding
+import nginx
 import numpy as np
 import peers
 import truth
 import usage
+import whole
 
 HERE = Path(__file__).resolve().parent
 OTHER_PYTHON = HERE.parents[1] / ".bench" / "venv" / "bin" / "python"  # aiohttp and uvloop alone
@@ -184,16 +187,25 @@ def _errors(found: dict[str, Any], kept: truth.Truth, load: Load, *, in_time: bo
     return {name: float(value) for name, value in values.items()}
 
 
+def decoded(client: str, cores: Cores, *, shape: str) -> Values:
+    """CPU µs of an event of a shape from its read on."""
+    with _scratch() as folder, truth.running(cpu=cores.server) as url:
+        found = run_client(client, cores, folder, url=url, shape=shape)
+    return {"event_us": found["event_us"]}
+
+
 REPLIES = {"users": 100, "seconds": 19.5}
 _REPLY = {"ttft_us": 50_000, "gap_us": GAP_US, "tokens": 100}
+IN_STEP = {**_REPLY, "tick_us": GAP_US, "shape": "changing", "name_model": True}
+"""All streams are written in the same tick and end in the same one, and no event is like the last."""
 
 
-def replies(client: str, cores: Cores) -> Values:
+def replies(client: str, cores: Cores, reply: Mapping[str, object] = _REPLY) -> Values:
     """Times of replies in ms, as reported minus as written by the server; CPU s per 1,000."""
     with _scratch() as folder:
         dump = folder / "truth.bin"
         load = f"{{ name: steady, concurrency: {REPLIES['users']}, for: {REPLIES['seconds']}s }}"
-        with truth.running(cpu=cores.server, dump=dump, **_REPLY) as url:
+        with truth.running(cpu=cores.server, dump=dump, **reply) as url:
             found = run_client(client, cores, folder, url=url, load=load, **REPLIES)
         kept = truth.read_truth(dump)
     matched = (_by_end if client.endswith("harness") else _by_name)(found["rows"], kept)
@@ -211,18 +223,83 @@ def replies(client: str, cores: Cores) -> Values:
 
 
 def _in_ms(matched: dict[str, np.ndarray]) -> Values:
-    """p50 and p99 of errors in ns."""
+    """Quantiles of errors, ms instead of ns."""
     values = {}
     for name, errors in matched.items():
-        p50, p99 = np.quantile(errors, (0.5, 0.99)) / 1e6
-        values |= {f"{name}_p50": float(p50), f"{name}_p99": float(p99)}
+        for q in (50, 99, 99.9):
+            values[f"{name}_p{q:g}"] = float(np.quantile(errors, q / 100)) / 1e6
     return values
+
+
+def whole_run(cores: Cores, reply: Mapping[str, object] = IN_STEP) -> Values:
+    """Do the same load by `harness run`; its CPU counts from time zero of the load to the workers' end.
+
+    What is not in `cpu_s` is the start before, and the verdict and the report after it.
+    """
+    with _scratch() as folder:
+        dump = folder / "truth.bin"
+        with truth.running(cpu=cores.server, dump=dump, **reply) as url:
+            ran = whole.run(folder, core=cores.client, target={"url": url}, **REPLIES)
+        kept = truth.read_truth(dump)
+    return _of_run(ran, kept)
+
+
+def _of_run(ran: whole.Ran, kept: truth.Truth) -> Values:
+    n = len(ran.rows)
+    cpu_s = ran.used.cpu_s(ran.began_ns, ran.ended_ns)
+    return {
+        "replies": n,
+        "cpu_s": cpu_s * 1000 / n,
+        "around_s": ran.used.total_cpu_s - cpu_s,
+        "pss_mb": ran.used.pss_mb(ran.ended_ns),
+        "by_kernel_percent": _by_kernel_percent(kept.values()),
+        "merged_percent": 100 * ran.merged / ran.token_events,
+        "stall_ms": ran.stall_ns / 1e6,
+    } | _in_ms(_by_model(ran.rows, kept))
+
+
+def _by_model(rows: list[list[Any]], kept: truth.Truth) -> dict[str, np.ndarray]:
+    """Pair what was recorded with what was written by the model's name, which is the reply's id."""
+    pairs, gaps = [], []
+    for model, *times, recorded in rows:
+        reply = kept[model]
+        true = (_ttft(reply), _e2e(reply)) * 2
+        pairs.append([a - b for a, b in zip(times, true, strict=True)])
+        gaps.append(np.abs(np.array(recorded) - np.diff(reply.before_ns[reply.tokens])))
+    names = ("ttft", "e2e", "planned_ttft", "planned_e2e")
+    found = dict(zip(names, np.array(pairs).T, strict=True))
+    return found | {"gap": np.concatenate(gaps)}
+
+
+BEHIND_SECONDS = 6
+
+
+def behind_nginx(cores: Cores, *, users: int, http2: bool) -> Values:
+    """Do the load by `harness run` through nginx: TLS, by HTTP/2 or not. NotInstalled without it.
+
+    What nginx takes for a token and for a request is in the errors, and is the same for both.
+    """
+    if nginx.program() is None:
+        raise NotInstalled("nginx is not there; apt-get install nginx")
+    with _scratch() as folder, contextlib.ExitStack() as stack:
+        dump, pair = folder / "truth.bin", _certificate(folder)
+        upstream = stack.enter_context(
+            truth.running(cpu=cores.server, dump=dump, no_spin=True, **IN_STEP | {"tick_us": 0})
+        )
+        before = nginx.before(upstream, core=cores.server, folder=folder, tls=pair)
+        url = stack.enter_context(before)
+        target = {"url": url, "verify": pair[0], "http2": http2}
+        ran = whole.run(
+            folder, core=cores.client, target=target, users=users, seconds=BEHIND_SECONDS
+        )
+        stack.close()
+        return _of_run(ran, truth.read_truth(dump))
 
 
 WARM = 100  # replies of a peer that are not counted: its first of each user
 
 
-def peer_replies(peer: peers.Peer, cores: Cores) -> Values:
+def peer_replies(peer: peers.Peer, cores: Cores, reply: Mapping[str, object] = _REPLY) -> Values:
     """Do the same load with another tool; its first replies are left out. NotInstalled without it.
 
     Its CPU counts from the first request that is counted to the end of the last reply.
@@ -231,7 +308,7 @@ def peer_replies(peer: peers.Peer, cores: Cores) -> Values:
         raise NotInstalled(peer.missing)
     with _scratch() as folder:
         dump = folder / "truth.bin"
-        with truth.running(cpu=cores.server, dump=dump, **_REPLY) as url:
+        with truth.running(cpu=cores.server, dump=dump, **reply) as url:
             work = peers.Work(url=url, folder=folder, users=REPLIES["users"], requests=1_000 + WARM)
             work.prepare()
             used = usage.run(
@@ -381,6 +458,7 @@ _STAMPS = {"p50": "p50 µs", "p99": "p99 µs", "p99.9": "p99.9 µs", "max": "max
 _TIMES = {"p99": "p99 ÷ harness's"}
 _TIMES_CPU = {**_TIMES, "cpu_us": "CPU ÷ harness's"}
 _EVENTS = {**_STAMPS, "merged_percent": "merged %", "cpu_us": "CPU µs/event"}
+RUN, HTTP1, HTTP2 = "`harness run`", "HTTP/1.1, 64 users", "HTTP/2, 64 users"
 HARNESS, HTTPX, FAST, AIO = "harness", "httpx", "FastHttpUser", "aiohttp + uvloop"
 AIPERF, AIPERF_USAGE, GUIDELLM = (
     one.title for one in (peers.AIPERF, peers.AIPERF_USAGE, peers.GUIDELLM)
@@ -452,6 +530,13 @@ MEASUREMENTS = {
         columns=_EVENTS,
         ratios=_TIMES_CPU,
     ),
+    "decode": Measurement(
+        title="What an event costs the harness from its read to the reply's times, by the event's shape",
+        clients={
+            shape: partial(decoded, "decoded_events", shape=shape) for shape in decoding.SHAPES
+        },
+        columns={"event_us": "CPU µs/event"},
+    ),
     "replies": Measurement(
         title="The whole tool: 100 users, 1,000 replies of 100 tokens (TTFT 50 ms, gap 20 ms);"
         " reported minus true",
@@ -476,6 +561,55 @@ MEASUREMENTS = {
             "pss_mb": "memory MB",
         },
         ratios={"cpu_s": "CPU ÷ harness's"},
+    ),
+    "in-step": Measurement(
+        title="The same in step, as a tool's user starts it: all streams in the same ticks of 20 ms, and"
+        " no event like the last",
+        clients={
+            RUN: whole_run,
+            FAST: partial(replies, "replies_fasthttp", reply=IN_STEP),
+            AIPERF_USAGE: partial(peer_replies, peers.AIPERF_USAGE, reply=IN_STEP),
+            GUIDELLM: partial(peer_replies, peers.GUIDELLM, reply=IN_STEP),
+        },
+        once=frozenset({AIPERF_USAGE, GUIDELLM}),
+        columns={
+            "ttft_p50": "TTFT p50 ms",
+            "ttft_p99": "TTFT p99 ms",
+            "e2e_p50": "E2E p50 ms",
+            "e2e_p99": "E2E p99 ms",
+            "gap_p99.9": "gap p99.9 ms",
+            "planned_ttft_p99": "TTFT from plan p99 ms",
+            "planned_e2e_p99": "E2E from plan p99 ms",
+            "stall_ms": "longest stall ms",
+            "merged_percent": "merged %",
+            "cpu_s": "CPU s",
+            "around_s": "CPU s before and after",
+            "pss_mb": "memory MB",
+        },
+        ratios={"cpu_s": "CPU ÷ `harness run`'s"},
+    ),
+    "http2": Measurement(
+        title="`harness run` through nginx over TLS: replies of 100 tokens, a gap of 20 ms, no event like"
+        " the last; reported minus true, with what nginx takes",
+        clients={
+            HTTP1: partial(behind_nginx, users=64, http2=False),
+            HTTP2: partial(behind_nginx, users=64, http2=True),
+            "HTTP/2, 4 users": partial(behind_nginx, users=4, http2=True),
+            "HTTP/2, 1 user": partial(behind_nginx, users=1, http2=True),
+        },
+        once=frozenset({"HTTP/2, 4 users", "HTTP/2, 1 user"}),
+        columns={
+            "ttft_p50": "TTFT p50 ms",
+            "ttft_p99": "TTFT p99 ms",
+            "e2e_p50": "E2E p50 ms",
+            "e2e_p99": "E2E p99 ms",
+            "gap_p50": "gap p50 ms",
+            "gap_p99.9": "gap p99.9 ms",
+            "stall_ms": "longest stall ms",
+            "merged_percent": "merged %",
+            "cpu_s": "CPU s",
+        },
+        ratios={"cpu_s": "CPU ÷ HTTP/1.1's"},
     ),
     "short": Measurement(
         title="Short requests, one a task, 50 users",

@@ -150,6 +150,18 @@ _NOTES = """\
   with the same reply of the server, by its id; aiperf's E2E ends at the last token and is compared with
   that. PyTorch, which guidellm asks for to go through its prompts, is replaced by
   a few lines (`tests/bench/torch_stand_in`), so that its memory is too low by what PyTorch takes.
+- In step: as continuous batching writes. A first token waits for the next whole tick of 20 ms, so that
+  all streams are written in the same ticks, those of a wave end in the same one, and the next wave is
+  asked for while other replies are decoded. Each event has its own `created`, fingerprint,
+  obfuscation, `usage` and `timings`. `harness run` is the command with its parent, its report and all, on the
+  client's core; its CPU s are from time zero of the load until its worker has ended, the verdict and the report
+  are in *before and after*. A stall is how late a timer of the worker's loop was; a gap's error is that of the
+  time between two tokens.
+- Through nginx: one nginx, on the server's core, ends TLS and buffers nothing. What it takes is in the
+  errors; it is about the same for HTTP/1.1 and HTTP/2, so that the goals are of the difference.
+- What an event costs from its read on is measured with no socket, in replies of 100 tokens and one event a
+  read: HTTP/1.1's chunk, the event, its JSON, the reply's times. Recorded replies of real servers are made as
+  long, each token with a text of its own; the rest are the exact server's.
 - Short requests: a task makes one request, in a closed loop; both sides record it.
 - The runs of an hour are written by the recorder, of latencies that were drawn. CPU s are of reading
   them and of the verdict or the comparison; imports, and what is printed, are not in it.
@@ -302,6 +314,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     truth.build()
     bench = Bench(Cores(client=free[0], server=free[1]), given.repeats)
+    os.sched_setaffinity(0, {bench.cores.server})  # a client's core is its own
     names = given.names or list(MEASUREMENTS)
     about = surroundings(bench.cores)
     for name in names:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import clients
+import decoding
 import goals
 import hour
 import measurements
+import nginx
 import numpy as np
 import pytest
 import run
@@ -57,6 +59,57 @@ def test_a_reply_that_ended_before_it_was_written_or_left_after_it_came_is_no_pa
     kept = truth.Truth(a=written("a", received_ns=100, at=(101, 150, 300)))
     with pytest.raises(RuntimeError, match="cannot be paired"):
         measurements._by_end([row], kept)
+
+
+def test_replies_of_a_run_are_paired_by_the_model_that_they_name() -> None:
+    kept = truth.Truth(
+        a=written("a", received_ns=100, at=(101, 150, 170, 300)),
+        b=written("b", received_ns=90, at=(101, 170, 180, 200)),
+    )
+    rows = [["b", 83, 113, 90, 125, [12]], ["a", 52, 208, 60, 220, [19]]]
+    errors = measurements._by_model(rows, kept)
+    assert errors["ttft"].tolist() == [3, 2]
+    assert errors["e2e"].tolist() == [3, 8]
+    assert errors["planned_ttft"].tolist() == [10, 10]
+    assert errors["gap"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("shape", decoding._RECORDED)
+def test_a_recorded_reply_is_made_longer_and_stays_whole(shape: str) -> None:
+    given = decoding.replies(shape, "")
+    assert len(given) == decoding.REPLIES
+    assert {len(reads) > decoding.TOKENS + 2 for reads in given} == {True}
+    assert given[0] != given[1]
+    assert decoding.cost_us(given[:1]) > 0
+
+
+def test_a_reply_that_is_not_whole_has_no_cost() -> None:
+    reads = decoding.replies("llamacpp", "")[0]
+    with pytest.raises(RuntimeError, match="99 tokens were read"):
+        decoding.cost_us([reads[:50] + reads[51:]])
+
+
+def test_http2_is_held_against_http1_through_the_same_nginx() -> None:
+    some = bench()
+    some.repeats = 1
+    for client, ttft, gap in ((measurements.HTTP1, 0.5, 0.3), (measurements.HTTP2, 0.58, 3.0)):
+        values = {"ttft_p99": ttft, "e2e_p99": ttft, "gap_p99.9": gap}
+        some.found["http2", client] = [values]
+    ttft, e2e, gaps = run.goals_table(some, ["http2"]).splitlines()[2:]
+    assert "HTTP/2 minus HTTP/1.1, ms | ≤ 0.100 | 0.0800 | ok |" in ttft
+    assert e2e.endswith("| ok |")
+    assert gaps.endswith("| 3.00 | **missed** |")
+
+
+def test_without_nginx_its_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nginx, "program", lambda: None)
+    some = bench()
+    some.repeats = 1
+    some.run("http2")
+    text = run.page(some, ["http2"], "")
+    assert text.count("did not install: nginx is not there; apt-get install nginx") == 4
+    assert "| not measured |" in text
+    assert not some.broken
 
 
 def test_only_events_with_content_are_tokens() -> None:

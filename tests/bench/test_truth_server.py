@@ -171,6 +171,91 @@ def test_the_truth_has_a_stamp_for_each_write_at_or_after_its_due_time(
     assert (told["received_ns"], told["by_kernel"]) == (reply.received_ns, reply.by_kernel)
 
 
+def test_in_step_every_stream_is_due_at_the_same_ticks(program: Path, tmp_path: Path) -> None:
+    def one(index: int) -> None:
+        with Client(base) as client:
+            client.stream(ttft_us=1000 + 300 * index, request_id=f"s{index}")
+
+    dump, tick_us = tmp_path / "truth.bin", 5000
+    load = {"tick_us": tick_us, "gap_us": tick_us, "tokens": 8}
+    with (
+        truth.running(program=program, dump=dump, **load) as base,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        list(pool.map(one, range(8)))
+    kept = truth.read_truth(dump)
+    assert len(kept) == 8
+    for index in range(8):
+        reply = kept[f"s{index}"]
+        assert_ordered(reply)
+        assert (reply.due_ns[1:] % (tick_us * 1000) == 0).all()
+        assert 0 <= reply.first_ns - (1000 + 300 * index) * 1000 < tick_us * 1000
+
+
+def events_of(url: str, **x: object) -> list[dict[str, Any]]:
+    """Return the events of a stream, and check that none has a field twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len({name for name, _ in pairs}) == len(pairs)
+        return dict(pairs)
+
+    with Client(url) as client:
+        _, chunks = client.stream(**x)
+    texts = [data.removeprefix(b"data: ") for data, _ in chunks]
+    assert texts.pop() == b"[DONE]\n\n"
+    return [json.loads(text, object_pairs_hook=once) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("shape", "fields"),
+    [
+        ("plain", set()),
+        ("fingerprint", {"system_fingerprint"}),
+        ("obfuscation", {"obfuscation"}),
+        ("created", {"created"}),
+        ("usage", {"usage"}),
+        ("timings", {"timings"}),
+        ("changing", {"system_fingerprint", "obfuscation", "created", "usage", "timings"}),
+    ],
+)
+def test_a_shape_says_which_fields_change_from_event_to_event(
+    url: str, shape: str, fields: set[str]
+) -> None:
+    events = events_of(url, shape=shape, tokens=40, gap_us=0)
+    tokens = events[1:41]
+    changing = {
+        name
+        for name in tokens[0]
+        for one in tokens
+        if name != "choices"
+        if one[name] != tokens[0][name]
+    }
+    assert changing == fields
+    if "obfuscation" in fields:
+        assert len({len(one["obfuscation"]) for one in tokens}) > 8
+    if "usage" in fields:
+        counts = [one["usage"]["completion_tokens"] for one in events[:42]]
+        assert counts == [*range(41), 40]
+    assert events[-1]["usage"] == {"prompt_tokens": 1, "completion_tokens": 40, "total_tokens": 41}
+
+
+def test_an_event_that_changes_is_a_token_like_any_other_for_the_harness(url: str) -> None:
+    reader = StreamReader(api("openai-chat"))
+    with Client(url) as client:
+        _, chunks = client.stream(shape="changing", tokens=20)
+    for data, t_ns in chunks:
+        reader.feed(data, t_ns)
+    reply = reader.finish(chunks[-1][1])
+    assert reply.failure is None
+    assert reply.text == "".join(f" w{index}" for index in range(20))
+    assert (reply.output_tokens, len(reply.token_events)) == (20, 20)
+
+
+def test_the_model_can_be_the_id_of_the_reply(program: Path) -> None:
+    with truth.running(program=program, name_model=True, gap_us=0, tokens=2) as base:
+        assert {one["model"] for one in events_of(base, request_id="mine")} == {"mine"}
+
+
 @contextlib.contextmanager
 def held_up(program: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run the server as a child that the test may stop and wake up."""
@@ -330,6 +415,7 @@ def test_what_a_full_socket_holds_up_is_whole_and_marked_late(
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nx-tokens: many\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nx-tokens: -1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nx-shape: round\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nx-tokens: 1000001\r\n\r\n", 400),
         (b'GET / HTTP/1.1\r\nx-request-id: a"b\r\n\r\n', 400),
         (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
@@ -418,7 +504,9 @@ def test_it_ends_with_its_parent(program: Path) -> None:
         assert child.wait(timeout=60) == 0
 
 
-@pytest.mark.parametrize("words", [["--tokens", "many"], ["--port", "70000"], ["more"], ["--tls"]])
+@pytest.mark.parametrize(
+    "words", [["--tokens", "many"], ["--port", "70000"], ["more"], ["--tls"], ["--shape", "round"]]
+)
 def test_a_bad_command_line_is_refused(program: Path, words: list[str]) -> None:
     done = subprocess.run([program, *words], capture_output=True, check=False, timeout=60)
     assert done.returncode == 2

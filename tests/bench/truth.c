@@ -12,6 +12,11 @@
  * A streamed reply of T tokens has T + 2 writes: the head (with the role event) at once, token k
  * at ttft + k * gap, and the tail (finish reason, usage, [DONE]) at ttft + T * gap. Any other reply
  * is one write. The dump's layout is described at dump().
+ *
+ * With a tick the first token waits for the next whole tick of the clock, as a request waits for the
+ * next step of continuous batching: streams whose gap is the tick are all written in one go, and those
+ * that began in the same tick end in the same one. The shape says which fields of an event change
+ * from one event to the next, as they do with servers that people use.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -56,6 +61,13 @@ enum {
 static const char MAGIC[8] = "SSETRUE2";
 static const int64_t HOUR_US = 3600 * 1000000ll;
 
+/* What an event has beside its token. A shape is any set of them. */
+enum { FINGERPRINT = 1, OBFUSCATION = 2, CREATED = 4, USAGE = 8, TIMINGS = 16, EVERY_FIELD = 31 };
+static const struct { const char *name; int64_t shape; } SHAPES[] = {
+    {"plain", 0},        {"fingerprint", FINGERPRINT}, {"obfuscation", OBFUSCATION},
+    {"created", CREATED}, {"usage", USAGE},            {"timings", TIMINGS},
+    {"changing", EVERY_FIELD}};
+
 enum ended { RUNNING, COMPLETE, CLIENT_LEFT };
 enum state { HEAD, BODY, REPLY, CLOSING, DEAD };
 
@@ -71,7 +83,7 @@ struct reply {
 };
 
 struct ask {
-    int64_t ttft_us, gap_us, delay_us, tokens, usage, body_bytes;
+    int64_t ttft_us, gap_us, tick_us, delay_us, tokens, usage, shape, body_bytes;
     bool close;
     char id[ID_CHARS + 1], method[16], target[ID_CHARS + 64];
 };
@@ -82,6 +94,7 @@ struct conn {
     bool blocked, by_kernel;
     size_t heap_at; /* 1-based; 0 is not in the heap */
     int64_t due_ns, received_ns, before_ns, blocked_until_ns;
+    int64_t first_ns; /* from received_ns to the first token, any wait for a tick in it */
     int64_t stamp_ns; /* the kernel's of what was read last; 0: none */
     uint32_t step, steps;
     struct reply *truth; /* NULL when the reply is not recorded */
@@ -99,7 +112,7 @@ struct conn {
 static struct {
     int64_t port, cpu, spin_us, max_events;
     const char *dump, *cert, *key;
-    bool exit_with_parent, user_stamps;
+    bool exit_with_parent, user_stamps, name_model;
     struct ask ask; /* what a request gets that says nothing else */
 } options = {.cpu = -1,
              .spin_us = 60,
@@ -195,7 +208,7 @@ static uint32_t bucket_of(const char *id) {
 }
 
 /* Begin a record, its pages touched so that no write faults; NULL once the cap is reached. */
-static struct reply *remember(const struct conn *conn, bool streamed, int64_t first_ns) {
+static struct reply *remember(const struct conn *conn, bool streamed) {
     uint32_t writes = conn->steps, id_bytes = (uint32_t)strlen(conn->ask.id) + 1;
     if (events + writes + REPLY_COSTS > options.max_events) {
         if (unrecorded++ == 0)
@@ -208,7 +221,7 @@ static struct reply *remember(const struct conn *conn, bool streamed, int64_t fi
     struct reply *reply = need(malloc(head + writes * 17ul));
     memset(reply, 0, head + writes * 17ul);
     reply->received_ns = conn->received_ns;
-    reply->first_ns = first_ns;
+    reply->first_ns = conn->first_ns;
     reply->gap_ns = streamed ? conn->ask.gap_us * 1000 : 0;
     reply->streamed = streamed;
     reply->by_kernel = conn->by_kernel;
@@ -398,16 +411,46 @@ static void add_chunk(struct conn *conn, const char *text) {
     conn->out_bytes += (size_t)sprintf(to, "%zx\r\n%s\r\n", strlen(text), text);
 }
 
+/* Write those fields of an event that change with it; each of them, or none, ends in a comma. */
+static void write_changing(const struct conn *conn, bool usage, char *to, size_t room) {
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    const struct ask *ask = &conn->ask;
+    uint32_t step = conn->step < conn->steps - 1 ? conn->step : conn->steps - 2; /* tokens so far */
+    uint32_t drawn = (conn->step + 1) * 2654435761u ^ bucket_of(ask->id) * 2246822519u;
+    size_t at = 0;
+    drawn = (drawn ^ drawn >> 15) * 2246822519u;
+    drawn ^= drawn >> 13;
+#define ADD(...) at += (size_t)snprintf(to + at, room - at, __VA_ARGS__)
+    to[0] = '\0';
+    if (ask->shape & FINGERPRINT) ADD("\"system_fingerprint\":\"fp_%x\",", drawn >> drawn % 17);
+    if (ask->shape & OBFUSCATION) {
+        char noise[17];
+        size_t chars = drawn % 16 + 1;
+        for (size_t i = 0; i < chars; i++) noise[i] = letters[(drawn >> i ^ i * 11) % 64];
+        ADD("\"obfuscation\":\"%.*s\",", (int)chars, noise);
+    }
+    if (usage && ask->shape & USAGE)
+        ADD("\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":%u,\"total_tokens\":%u},", step, step + 1);
+    if (ask->shape & TIMINGS)
+        ADD("\"timings\":{\"prompt_n\":1,\"prompt_ms\":%.3f,\"predicted_n\":%u,\"predicted_ms\":%.3f,"
+            "\"predicted_per_second\":%.6f},", drawn % 100000 / 1e3, step, step * 20 + drawn % 1000 / 1e3,
+            50 - drawn % 1000 / 1e4);
+#undef ADD
+}
+
 /* The same with an event of OpenAI's chat; the arguments fill what the format has to say. */
 __attribute__((format(printf, 2, 3))) static void add_event(struct conn *conn, const char *format, ...) {
-    char fields[128], event[128 + ID_CHARS + sizeof fields];
+    char fields[160], changing[512], event[256 + 2 * ID_CHARS + sizeof fields + sizeof changing];
+    long long created = 1700000000ll + (conn->ask.shape & CREATED ? conn->step : 0);
     va_list rest;
     va_start(rest, format);
     vsnprintf(fields, sizeof fields, format, rest);
     va_end(rest);
+    write_changing(conn, strstr(fields, "\"usage\"") == NULL, changing, sizeof changing);
     snprintf(event, sizeof event,
-             "data: {\"id\":\"chatcmpl-%s\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,"
-             "\"model\":\"truth\",%s}\n\n", conn->ask.id, fields);
+             "data: {\"id\":\"chatcmpl-%s\",\"object\":\"chat.completion.chunk\",\"created\":%lld,"
+             "\"model\":\"%s\",%s%s}\n\n", conn->ask.id, created, options.name_model ? conn->ask.id : "truth",
+             changing, fields);
     add_chunk(conn, event);
 }
 
@@ -415,7 +458,7 @@ __attribute__((format(printf, 2, 3))) static void add_event(struct conn *conn, c
 static void prepare(struct conn *conn) {
     const struct ask *ask = &conn->ask;
     conn->out_bytes = conn->sent_bytes = 0;
-    conn->due_ns = conn->received_ns + (ask->ttft_us + ((int64_t)conn->step - 1) * ask->gap_us) * 1000;
+    conn->due_ns = conn->received_ns + conn->first_ns + ((int64_t)conn->step - 1) * ask->gap_us * 1000;
     if (conn->step == 0) {
         conn->due_ns = conn->received_ns;
         conn->out_bytes = (size_t)sprintf(
@@ -537,6 +580,13 @@ static bool answer_truth(struct conn *conn) {
     return true;
 }
 
+/* From the end of a request to its first token, which waits for a whole tick. */
+static int64_t first_token_ns(const struct conn *conn) {
+    int64_t tick_ns = conn->ask.tick_us * 1000, first_ns = conn->ask.ttft_us * 1000;
+    int64_t beyond_ns = tick_ns ? (conn->received_ns + first_ns) % tick_ns : 0;
+    return beyond_ns ? first_ns + tick_ns - beyond_ns : first_ns;
+}
+
 /* The whole request is in: begin its reply. */
 static void begin(struct conn *conn) {
     static const char short_reply[] = "{\"object\":\"list\",\"data\":[{\"object\":\"embedding\",\"index\":0,"
@@ -551,13 +601,15 @@ static void begin(struct conn *conn) {
         conn->state = REPLY;
         conn->step = 0;
         conn->steps = (uint32_t)ask->tokens + 2;
-        conn->truth = remember(conn, true, ask->ttft_us * 1000);
+        conn->first_ns = first_token_ns(conn);
+        conn->truth = remember(conn, true);
         prepare(conn);
         push(conn);
     } else {
         answer_json(conn, "200 OK", short_reply);
-        conn->due_ns += ask->delay_us * 1000;
-        conn->truth = remember(conn, false, ask->delay_us * 1000);
+        conn->first_ns = ask->delay_us * 1000;
+        conn->due_ns += conn->first_ns;
+        conn->truth = remember(conn, false);
         if (ask->delay_us > 0) heap_add(conn);
         else push(conn);
     }
@@ -574,6 +626,12 @@ static bool read_number(const char *text, int64_t most, int64_t *to) {
     return true;
 }
 
+static bool read_shape(const char *text, int64_t *to) {
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        if (strcmp(text, SHAPES[i].name) == 0) return *to = SHAPES[i].shape, true;
+    return false;
+}
+
 /* The characters of an id need no escape, neither in JSON nor in a URL. */
 static bool read_id(const char *text, char *to) {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
@@ -588,9 +646,11 @@ static bool read_header(struct ask *ask, const char *name, const char *value) {
     struct { const char *name; int64_t most, *to; } numbers[] = {
         {"content-length", 1 << 30, &ask->body_bytes}, {"x-ttft-us", HOUR_US, &ask->ttft_us},
         {"x-gap-us", HOUR_US, &ask->gap_us},           {"x-tokens", MAX_TOKENS, &ask->tokens},
-        {"x-delay-us", HOUR_US, &ask->delay_us},       {"x-usage", 1, &ask->usage}};
+        {"x-delay-us", HOUR_US, &ask->delay_us},       {"x-usage", 1, &ask->usage},
+        {"x-tick-us", HOUR_US, &ask->tick_us}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (strcasecmp(name, numbers[i].name) == 0) return read_number(value, numbers[i].most, numbers[i].to);
+    if (strcasecmp(name, "x-shape") == 0) return read_shape(value, &ask->shape);
     if (strcasecmp(name, "x-request-id") == 0) return read_id(value, ask->id);
     if (strcasecmp(name, "connection") == 0 && strcasecmp(value, "close") == 0) ask->close = true;
     return strcasecmp(name, "transfer-encoding") != 0; /* a body without a length is not read */
@@ -779,10 +839,14 @@ static void set_up(void) {
     fflush(stdout);
 }
 
-static const char USAGE[] =
+static const char HELP[] =
     "usage: truth [options]   (streams events at exact times, keeps when each was written)\n"
     "  --port N              0 takes a free one (default)\n"
-    "  --ttft-us N --gap-us N --tokens N --delay-us N   where the request has no x- header so named\n"
+    "  --ttft-us N --gap-us N --tick-us N --tokens N --delay-us N --shape NAME\n"
+    "                        where the request has no x- header so named; a first token waits for the\n"
+    "                        next whole tick; shapes are plain (default), fingerprint, obfuscation,\n"
+    "                        created, usage, timings, and changing, which is all of them\n"
+    "  --name-model          the model of each event is the reply's id\n"
     "  --spin-us N           spin so long before a due time (default 60); --no-spin: never\n"
     "  --events N            events recorded at most (default 20000000); a reply itself counts as 8\n"
     "  --dump FILE           write the truth there at the end and at POST /dump\n"
@@ -795,18 +859,20 @@ static void read_options(int count, char **words) {
     static const struct option known[] = {
         {"port", 1, 0, 0},    {"ttft-us", 1, 0, 1},  {"gap-us", 1, 0, 2}, {"tokens", 1, 0, 3},
         {"delay-us", 1, 0, 4}, {"spin-us", 1, 0, 5}, {"events", 1, 0, 6}, {"cpu", 1, 0, 7},
-        {"no-spin", 0, 0, 'n'}, {"exit-with-parent", 0, 0, 'x'}, {"dump", 1, 0, 'd'},
+        {"tick-us", 1, 0, 8}, {"shape", 1, 0, 's'}, {"name-model", 0, 0, 'm'}, {"no-spin", 0, 0, 'n'}, {"exit-with-parent", 0, 0, 'x'}, {"dump", 1, 0, 'd'},
         {"tls", 1, 0, 't'},   {"user-stamps", 0, 0, 'u'}, {"help", 0, 0, 'h'}, {0}};
     struct { int64_t most, *to; } numbers[] = {
         {65535, &options.port}, {HOUR_US, &options.ask.ttft_us}, {HOUR_US, &options.ask.gap_us},
         {MAX_TOKENS, &options.ask.tokens}, {HOUR_US, &options.ask.delay_us}, {HOUR_US, &options.spin_us},
-        {1ll << 40, &options.max_events}, {CPU_SETSIZE - 1, &options.cpu}};
+        {1ll << 40, &options.max_events}, {CPU_SETSIZE - 1, &options.cpu}, {HOUR_US, &options.ask.tick_us}};
     for (int which, at; (which = getopt_long(count, words, "", known, &at)) != -1;) {
-        if (which < 8 && !read_number(optarg, numbers[which].most, numbers[which].to))
+        if (which < 9 && !read_number(optarg, numbers[which].most, numbers[which].to))
             die("--%s %s: must be a whole number of at most %lld", known[at].name, optarg,
                 (long long)numbers[which].most);
         if (which == 'n') options.spin_us = 0;
         if (which == 'x') options.exit_with_parent = true;
+        if (which == 'm') options.name_model = true;
+        if (which == 's' && !read_shape(optarg, &options.ask.shape)) die("--shape %s: is not known", optarg);
         if (which == 'u') options.user_stamps = true;
         if (which == 'd') options.dump = optarg;
         if (which == 't') {
@@ -816,7 +882,7 @@ static void read_options(int count, char **words) {
             options.key = words[optind++];
         }
         if (which == 'h' || which == '?') {
-            fputs(USAGE, which == 'h' ? stdout : stderr);
+            fputs(HELP, which == 'h' ? stdout : stderr);
             exit(which == 'h' ? 0 : 2);
         }
     }

@@ -185,7 +185,12 @@ def story(verdict: Verdict, findings: Findings) -> list[str]:
             f"{slow.step} makes {percent(slow.share)} of the extra time of slow "
             f"{slow.root} journeys in {stage_name(slow.stage)}."
         )
-    return told + unsteady(findings, " ".join(told))
+    return told + unsteady(findings, " ".join(told)) + remarks(verdict.health, " ".join(told))
+
+
+def remarks(health: Health, told: str = "") -> list[str]:
+    """Return what to know of the streams, as sentences; not what was told already."""
+    return [f"{one[:1].upper()}{one[1:]}." for one in health.remarks if one not in told]
 
 
 def trust(verdict: Verdict, findings: Findings) -> tuple[bool, str, list[str]]:
