@@ -19,6 +19,7 @@ from harness.proxies import SocksTrace, environment_proxy, without_secrets
 
 _TIMEOUT_S = 30.0
 _UNREACHABLE = (httpx.ConnectError, httpx.ProxyError)
+_UNTRUSTED = "write a plan for it whose verify: names its CA's file (verify: ca.pem), or is false"
 _PROMPT = "Say hello in five words."
 
 
@@ -112,9 +113,8 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
             model = _first_model(client, models)
         except _UNREACHABLE as error:
             why = mask(str(error), secrets)
-            raise TargetError(
-                f"{shown} does not answer{through}: {why}; check that it is up"
-            ) from error
+            remedy = _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in why else "check that it is up"
+            raise TargetError(f"{shown} does not answer{through}: {why}; {remedy}") from error
         kind = _first_that_answers(client, url, model, secrets)
     # A URL with a key in it comes from the environment, as the keys in headers do.
     keyed = query_secrets(url) | url_secrets(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -9,10 +10,13 @@ import os
 import pty
 import re
 import signal
+import socket
+import ssl
 import struct
 import subprocess
 import termios
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -576,6 +580,25 @@ def test_init_tells_what_is_wrong_with_the_proxy(
     done = invoked("init", "http://model.test", "--into", tmp_path)
     assert (done.exit_code, done.stderr.count("\n")) == (code, 1)
     assert says in done.stderr
+
+
+def test_init_says_what_helps_where_a_certificate_is_not_trusted(
+    tmp_path: Path, authority: dict[str, Path]
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority["cert"], authority["cert"].with_suffix(".key"))
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def shake_hands() -> None:
+            with contextlib.suppress(OSError):
+                context.wrap_socket(listener.accept()[0], server_side=True)
+
+        pool.submit(shake_hands)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        done = invoked("init", url, "--into", tmp_path / "new")
+    assert done.exit_code == 6
+    assert "certificate verify failed" in done.stderr
+    assert "verify: ca.pem" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -357,3 +357,27 @@ def test_what_came_whole_before_a_violation_is_told_with_it() -> None:
     assert whole.complete
     assert pair.session.broken is not None
     assert pair.session.eof(pair.session.broken) == [broken]
+
+
+FRAMES = st.builds(
+    frame,
+    st.sampled_from([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 77]),
+    st.one_of(st.binary(max_size=20), st.sampled_from([b"\x88", bytes(4), bytes(8), b"\0\0\0\5"])),
+    stream=st.sampled_from([0, 1, 1, 3, 5, 2, (1 << 31) + 1]),
+    flags=st.one_of(st.sampled_from([0, 1, 4, 5]), st.integers(0, 255)),
+)
+
+
+@given(st.lists(FRAMES, max_size=12), st.binary(max_size=10))
+def test_whatever_a_server_says_nothing_is_raised_and_every_reply_comes_to_an_end(
+    frames: list[bytes], rest: bytes
+) -> None:
+    pair = Pair()
+    replies = [pair.ask(), pair.ask(b"body")]
+    for wire in [*frames, rest]:
+        pair.feed(wire)
+        pair.session.to_send()
+    pair.session.eof(pair.session.broken)
+    assert all(reply.over for reply in replies)
+    assert not any(reply.complete and reply.error for reply in replies)
+    assert pair.session.room == 0

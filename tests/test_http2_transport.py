@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -67,7 +69,8 @@ class Peer:
                 elif isinstance(event, self.server.when):
                     self.server.requests += 1
                     gevent.spawn(self._answer, event.stream_id)
-            self.flush()
+            if self.server.requests or not self.server.silent:
+                self.flush()
 
     def _answer(self, stream: int) -> None:
         with suppress(OSError):  # the client left
@@ -100,6 +103,8 @@ class Server:
         self.when: type = h2.events.StreamEnded
         self.peers: list[Peer] = []
         self.requests = 0
+        self.silent = False
+        """Whether it acknowledges nothing before the first request is there."""
 
     def __call__(self, socket: Any) -> None:
         peer = Peer(self, socket)
@@ -169,6 +174,77 @@ def test_no_request_waits_for_a_stream_more_connections_are_opened(
         together(12, lambda: http.get("/").raise_for_status())
     assert 12 / most <= len(server.peers) <= 12 / most + 1
     assert server.requests == 24
+
+
+def test_connections_that_are_needed_together_are_opened_together(
+    authority: dict[str, Path],
+) -> None:
+    accepted: list[Any] = []
+    everybody = gevent.event.Event()
+
+    def hesitate(connection: Any) -> None:
+        accepted.append(connection)
+        if len(accepted) == 5:
+            everybody.set()
+        elif len(accepted) > 1:
+            assert everybody.wait(10)
+        server(context.wrap_socket(connection, server_side=True))
+
+    def hold(peer: Peer, stream: int) -> None:
+        assert everybody.wait(10)
+        ok(peer, stream)
+
+    server = Server(hold, MAX_CONCURRENT_STREAMS=1)
+    context = tls(authority)["ssl_context"]
+    context.set_alpn_protocols(["h2"])
+    with load.serving(hesitate) as url:
+        place = url.replace("http", "https")
+        transport = Transport(verify=authority["ca"], routes=Routes(http2=True))
+        with client(transport, place) as http:
+            together(5, lambda: http.get("/").raise_for_status())
+    assert len(accepted) == 5
+
+
+def test_what_the_server_says_with_the_end_of_the_handshake_is_heard(
+    authority: dict[str, Path],
+) -> None:
+    context = tls(authority)["ssl_context"]
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # there the handshake's last word is its own
+    context.set_alpn_protocols(["h2"])
+    server = Server(ok)
+    server.silent = True
+
+    def serve(connection: Any) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                secure.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(65536))
+
+        def send(data: bytes) -> None:
+            secure.write(data)
+            connection.sendall(outgoing.read())
+
+        def receive(size: int) -> bytes:
+            while True:
+                try:
+                    return secure.read(size)
+                except ssl.SSLWantReadError:
+                    data = connection.recv(size)
+                    if not data:
+                        return b""
+                    incoming.write(data)
+
+        server(SimpleNamespace(sendall=send, recv=receive))
+
+    with load.serving(serve) as url:
+        transport = Transport(verify=authority["ca"], routes=Routes(http2=True))
+        with client(transport, url.replace("http", "https")) as http:
+            assert http.get("/").status_code == 200
 
 
 def test_a_server_that_allows_no_stream_is_a_connect_error(authority: dict[str, Path]) -> None:
@@ -463,6 +539,27 @@ def test_an_idle_connection_that_was_closed_or_sent_away_is_not_used_again(
             gevent.sleep(0.02)
             assert transport.poller.watched == 0
     assert len(server.peers) == 4
+
+
+def test_what_happened_on_an_idle_connection_is_seen_though_the_hub_had_no_turn(
+    authority: dict[str, Path],
+) -> None:
+    def once(peer: Peer, stream: int) -> None:
+        ok(peer, stream)
+        gevent.sleep(0.02)
+        peer.socket.shutdown(2)
+
+    with (
+        speaking(Server(once), authority) as (url, transport),
+        client(transport, url) as http,
+    ):
+        http.get("/")
+        (kept,) = next(iter(transport._shared.values()))._connections
+        transport.poller.change(kept._socket._sock.fileno(), lambda: None, mask=0)
+        gevent.sleep(0.05)
+        again = stamps_of(http.get("/"))
+    assert again.connect_ns > 0
+    assert again.retries == 0
 
 
 @pytest.mark.parametrize("where", ["head", "body"])

@@ -328,6 +328,31 @@ def test_a_user_and_password_are_sent_to_the_proxy_alone() -> None:
 
 
 @pytest.mark.parametrize("tunnel", [False, True])
+def test_a_proxy_may_be_spoken_to_by_tls(authority: dict[str, Path], tunnel: bool) -> None:
+    proxy = Proxy(wants=b"Proxy-Authorization: Basic bWU6c2VjcmV0")
+    served = tls(authority) if tunnel else {}
+    with load.serving(proxy, **tls(authority)) as through, load.serving(once, **served) as url:
+        known = through.replace("//", "//me:secret@")
+        seen = seen_through(Target(url=url, verify=authority["ca"], proxy=known))
+        assert load.do(lambda user: user.predict({"x": 1}), seen)
+        assert seen.run.transport.clock in with_clock(f"through the proxy {through}")
+    (asked,) = proxy.asked
+    assert asked.startswith(b"CONNECT 127.0.0.1:" if tunnel else b"POST http://127.0.0.1:")
+
+
+def test_a_proxy_whose_certificate_fails_is_named(authority: dict[str, Path]) -> None:
+    with load.serving(Proxy(), **tls(authority)) as through:
+        seen = seen_through(Target(url="http://a.test", proxy=through))
+        assert not load.do(lambda user: user.predict({"x": 1}), seen)
+    (step,) = seen.steps
+    assert step.failure == "connect"
+    assert step.detail["error"].startswith(
+        f"through the proxy {through}: certificate verify failed"
+    )
+    assert "verify: ca.pem" in step.detail["error"]
+
+
+@pytest.mark.parametrize("tunnel", [False, True])
 def test_a_proxy_that_refuses_or_is_down_is_named_in_the_failure(
     authority: dict[str, Path], tunnel: bool
 ) -> None:

@@ -82,9 +82,9 @@ def test_all_connections_of_a_transport_share_one_ssl_context(
 @pytest.mark.parametrize(
     ("name", "host", "reason"),
     [
-        ("other", "127.0.0.1", "IP address mismatch.*verify: false trusts any address"),
+        ("other", "127.0.0.1", "IP address mismatch.*verify: false"),
         ("other", "localhost", "Hostname mismatch.*as its certificate does"),
-        ("expired", "127.0.0.1", "expired.*must be renewed; the target's verify: false"),
+        ("expired", "127.0.0.1", "expired; renew it, or set the target's verify: false"),
     ],
 )
 def test_a_failed_handshake_is_a_connect_error_with_its_reason_and_the_server_is_told(

@@ -10,15 +10,12 @@ from harness.errors import UserError
 
 _ABOUT_US = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _READ_BYTES = 65536
-_UNTRUSTED = (
-    "if it is to be trusted, the target's verify: names the file or folder of its CA certificates "
-    "(verify: ca.pem); verify: false trusts any"
-)
+_UNTRUSTED = "the target's verify: may name its CA's file (verify: ca.pem), or be false"
 _REMEDIES = {  # by OpenSSL's codes, x509_vfy.h
-    9: "it is not valid yet; the target's verify: false trusts it all the same",
-    10: "it must be renewed; the target's verify: false trusts it all the same",
-    62: "name the target as its certificate does; the target's verify: false trusts any name",
-    64: "name the target as its certificate does; the target's verify: false trusts any address",
+    9: "correct the clock, or set the target's verify: false",
+    10: "renew it, or set the target's verify: false",
+    62: "name the target as its certificate does, or set its verify: false",
+    64: "name the target as its certificate does, or set its verify: false",
 }
 
 
@@ -113,7 +110,8 @@ def refusal(error: BaseException) -> str | None:
             return None
         error = cause
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{error}; {_REMEDIES.get(error.verify_code, _UNTRUSTED)}"
+        remedy = _REMEDIES.get(error.verify_code, _UNTRUSTED)
+        return f"certificate verify failed: {error.verify_message.rstrip('.')}; {remedy}"
     reason = error.reason or ""
     if "ALERT" not in reason or not any(word in reason for word in _ABOUT_US):
         return None

@@ -45,7 +45,8 @@ class Proxy:
 
     def forwarded(self, message: Message, origin: Origin) -> Message:
         """Return the request as it is sent to the proxy."""
-        return ForwardedMessage(message, b"http://" + _authority(origin), self._authorization())
+        place = _authority(origin).removesuffix(b":80")
+        return ForwardedMessage(message, b"http://" + place, self._authorization())
 
     def open(
         self, socket: StampedSocket, origin: Origin, proxy_context: ssl.SSLContext | None
@@ -98,4 +99,9 @@ class Proxy:
 
 def _authority(origin: Origin) -> bytes:
     _, host, port = origin
-    return f"[{host}]:{port}".encode() if ":" in host else f"{host}:{port}".encode("idna")
+    if ":" in host:
+        return f"[{host}]:{port}".encode()
+    try:
+        return host.encode("idna") + b":%d" % port
+    except UnicodeError:  # no name of a host: the proxy will say so
+        return f"{host}:{port}".encode()
