@@ -6,7 +6,7 @@ The stamps are those of the reads, so it does not matter when they are decoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,12 +22,13 @@ from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
 
 MAX_REPLY_BYTES = 64 << 20
 DONE = b"[DONE]"
+_NOTHING_LOOSE: Mapping[int, int] = {}
 
 
 class StreamReader:
     """One streamed reply: feed it each read with its stamp, then `finish`.
 
-    `choices` is how many were asked for, `since_ns` a time after which all of it came.
+    `choices` is how many were asked for; `since_ns` and `loose` are as in `SSEDecoder`.
     """
 
     __slots__ = (
@@ -51,13 +52,14 @@ class StreamReader:
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_text_chars: int = MAX_TEXT_CHARS,
+        loose: Mapping[int, int] = _NOTHING_LOOSE,
     ) -> None:
         if api.plain is None:
             raise ValueError(f"{api.name} has no streamed replies")
         self._plain = api.plain
         self._begun = False
         self._tally = Tally(api, max_text_chars, choices)
-        self._decoder = SSEDecoder(since_ns=since_ns, max_event_bytes=max_event_bytes)
+        self._decoder = SSEDecoder(since_ns=since_ns, max_event_bytes=max_event_bytes, loose=loose)
         self._max_bytes = max_reply_bytes
         self._bytes = 0
         self._done_ns: int | None = None
