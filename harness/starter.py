@@ -13,6 +13,7 @@ import httpx
 
 from harness import apis
 from harness.errors import TargetError, UserError
+from harness.health.streams import in_one_read
 from harness.masking import anywhere, mask, mask_query, query_secrets
 from harness.plan.document import secret_parts, url_secrets
 from harness.proxies import SocksTrace, environment_proxy, without_secrets
@@ -115,7 +116,7 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
             why = mask(str(error), secrets)
             remedy = _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in why else "check that it is up"
             raise TargetError(f"{shown} does not answer{through}: {why}; {remedy}") from error
-        kind = _first_that_answers(client, url, model, secrets)
+        kind, reply = _first_that_answers(client, url, model, secrets)
     # A URL with a key in it comes from the environment, as the keys in headers do.
     keyed = query_secrets(url) | url_secrets(url)
     written = f"${{TARGET}}  # {shown}" if keyed else f"${{TARGET:-{url}}}"
@@ -133,7 +134,10 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
     except OSError as error:
         raise UserError(f"{into} cannot be written: {error.strerror}") from error
     named = mask(model, secrets) if model else "not named"
-    return f"{shown} answers as {kind.api}, model {named}", tuple(files[: len(texts)])
+    found = f"{shown} answers as {kind.api}, model {named}"
+    if reply.is_lumped:
+        found += f"\n{in_one_read(len(reply.token_events))}"
+    return found, tuple(files[: len(texts)])
 
 
 def _secrets(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
@@ -199,26 +203,27 @@ def _first_model(client: httpx.Client, models: httpx.URL) -> str | None:
 
 def _first_that_answers(
     client: httpx.Client, url: str, model: str | None, secrets: Sequence[str]
-) -> _Kind:
-    """Return the first kind of API whose question gets a good reply."""
+) -> tuple[_Kind, apis.Reply]:
+    """Return the first kind of API whose question gets a good reply, and that."""
     said = []
     for kind in _KINDS:
         api = apis.api(kind.api)
         body = api.body(kind.question, model, {"max_tokens": 8} if api.streams else {})
-        failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
-        if failure is None:
-            return kind
-        said.append(f"{api.path}: {mask(failure, secrets)}")
+        reply, failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
+        if reply is not None and failure is None:
+            return kind, reply
+        said.append(f"{api.path}: {mask(failure or '', secrets)}")
     shown = _shown(url, secrets)
     raise TargetError(f"{shown} answers none of the known APIs; " + "; ".join(said))
 
 
-def _ask(read: Callable[[], apis.Reply]) -> str | None:
+def _ask(read: Callable[[], apis.Reply]) -> tuple[apis.Reply | None, str | None]:
+    """Return the reply, and what was wrong."""
     try:
-        failure = read().failure
+        reply = read()
     except httpx.HTTPError as error:
-        return f"{type(error).__name__} {error}".strip()
-    return None if failure is None else str(failure)
+        return None, f"{type(error).__name__} {error}".strip()
+    return reply, None if reply.failure is None else str(reply.failure)
 
 
 def _read(client: httpx.Client, url: str, api: apis.Api, body: dict[str, Any]) -> apis.Reply:

@@ -51,6 +51,12 @@ class Reply:
         """Whether it brought nothing: no text, no reasoning, no tool call, no sound or image."""
         return not (self.token_events or self.text or self.reasoning_chars or self.tool_calls)
 
+    @property
+    def is_lumped(self) -> bool:
+        """Whether all of its token events, two or more, came in one read."""
+        events = self.token_events
+        return len(events) > 1 and events[0][0] == events[-1][0]
+
     def failed(self, failure: RequestFailed) -> Reply:
         """Return the same reply as one that failed."""
         return replace(self, failure=failure)

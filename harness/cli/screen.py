@@ -110,6 +110,8 @@ def _usage(detail: Mapping[str, Any]) -> str:
 
 def describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str:
     """Say what the plan will do and what the endpoint answered."""
+    from harness.health.streams import in_one_read
+
     lines = [f"{plan.name}: {target} answers, the plan is usable"]
     for probe in probes:
         for name, _, detail in probe.steps:
@@ -118,6 +120,8 @@ def describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str:
                 facts.append("streams" if detail["streamed"] else "does not stream")
                 facts.append(_usage(detail))
             lines.append(f"  {probe.task}: step {name}: {', '.join(facts) or 'ok'}")
+            if "one_read" in detail:
+                lines.append(f"    {in_one_read(detail['one_read'])}")
     if plan.repeat > 1:
         lines.append(f"  {plan.repeat} times, by new processes with new seeds:")
     for stage in plan.load:

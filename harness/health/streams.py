@@ -39,6 +39,11 @@ def how_buffered(totals: LoadTotals) -> str | None:
     return f"{came}: {BUFFERED}" if share >= 0.5 else f"{came}, so when each came is not known"
 
 
+def in_one_read(tokens: int) -> str:
+    """Say that the token events of one reply, tried before a load, came in one read."""
+    return f"all {format_count(tokens)} token events came in one read: {BUFFERED}"
+
+
 def remarks(recording: Recording) -> tuple[str, ...]:
     """Say what a reader must know of the recorded streams; empty for ordinary ones."""
     totals = summed(recording, (stage.name for stage in recording.stages if stage.record))

@@ -305,9 +305,8 @@ def count_reply(load: Load, reply: apis.Reply) -> None:
     load.merged += reply.merged
     load.empty += reply.is_empty and reply.value is None
     load.unfinished += reply.unfinished
-    if len(stamps) > 1:
-        load.streams += 1
-        load.lumped += stamps[0][0] == stamps[-1][0]
+    load.streams += len(stamps) > 1
+    load.lumped += reply.is_lumped
 
 
 class Place(NamedTuple):

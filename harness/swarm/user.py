@@ -243,6 +243,8 @@ class ModelUser(User):
         detail["output_tokens"] = reply.output_tokens
         detail["tokens_counted"] = reply.tokens_counted
         detail["finish"] = reply.finish_reason
+        if reply.is_lumped:
+            detail["one_read"] = len(reply.token_events)
         if reply.server_timings:
             this.detail["server_timings"] = dict(reply.server_timings)
         if self.run_state.prices is not None:
