@@ -12,7 +12,7 @@ later than `t_ns`. What is computed of such events has two ends as well.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ from harness.errors import RequestFailed
 MAX_EVENT_BYTES = 1 << 20
 
 _LINE_END = re.compile(rb"\r\n?|\n")  # the only three; U+2028 and the like are data
+_NOTHING_LOOSE: Mapping[int, int] = {}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -62,7 +63,8 @@ class SSEDecoder:
     The end of the body completes nothing: an event without its blank line never comes out, it
     stays in `pending`. So there is no `close`.
 
-    `since_ns` is a time after which all of the body came: when the request was sent.
+    `since_ns` is a time after which all of the body came: when the request was sent. `loose` has
+    the stamps of reads in which more followed that was not of this body, and what each came after.
     `max_event_bytes` bounds the data lines of one event, and any single line.
     """
 
@@ -77,10 +79,18 @@ class SSEDecoder:
         "_partial",
         "_partial_t_ns",
         "_t_ns",
+        "loose",
         "max_event_bytes",
     )
 
-    def __init__(self, *, since_ns: int = 0, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        since_ns: int = 0,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        loose: Mapping[int, int] = _NOTHING_LOOSE,
+    ) -> None:
+        self.loose = loose
         self.max_event_bytes = max_event_bytes
         self._before_ns = since_ns  # stamp of the read before
         self._idle = True  # between two events, nothing held: the fast path is allowed
@@ -103,17 +113,47 @@ class SSEDecoder:
                 lines.append(value)
         return b"\n".join(lines) if lines else None
 
+    def single(self, data: bytes, t_ns: int) -> bytes | None:
+        """Return the data of a read that is one event, in one line, and nothing else.
+
+        Most are. None of any other read, which is still to be fed.
+        """
+        end = data.find(b"\n")
+        if (
+            end == len(data) - 2
+            and self._idle
+            and end <= self.max_event_bytes
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and t_ns not in self.loose
+        ):
+            self._first = False
+            self._before_ns = t_ns
+            return data[6:end]
+        return None
+
     def feed(self, data: bytes, t_ns: int) -> list[Event]:
         """Return the events that this read completed, in order.
 
         Raises RequestFailed("malformed event") above `max_event_bytes`; feed nothing after it.
         """
+        if (one := self.single(data, t_ns)) is not None:
+            return [Event(one, t_ns, t_ns)]
+        events = self._events(data, t_ns)
+        return [self._loosened(event) for event in events] if self.loose else events
+
+    def _loosened(self, event: Event) -> Event:
+        """Return the event as it is known where more followed that was not of this body."""
+        after_ns = self.loose.get(event.t_ns)
+        if after_ns is None:
+            return event
+        if not event.exact:
+            after_ns = max(after_ns, event.after_ns)
+        return Event(event.data, event.t_ns, after_ns, event.event)
+
+    def _events(self, data: bytes, t_ns: int) -> list[Event]:
         if self._idle and data[:6] == b"data: " and data[-2:] == b"\n\n" and b"\r" not in data:
-            if b"\n" not in data[6:-2]:
-                self._bound(len(data) - 2)
-                self._first = False
-                self._before_ns = t_ns
-                return [Event(data[6:-2], t_ns, t_ns)]
             parts = data[:-2].split(b"\n\n")
             if all(part[:6] == b"data: " and b"\n" not in part for part in parts):
                 return self._feed_whole(parts, t_ns)
@@ -237,7 +277,7 @@ def timings(
         tpot = round((stamps[-1] - stamps[0]) / (count - 1))
     ends: dict[str, Ends] = {}
     itl_ends = None
-    if any(t_ns != after_ns for t_ns, _, after_ns in tokens):
+    if stamps != [token[2] for token in tokens]:
         ends = _ends(tokens, shown, start_ns, sent_ns, None if tpot is None else count)
         itl_ends = tuple(_apart(one, other) for one, other in pairwise(tokens))
     return Timings(

@@ -440,6 +440,35 @@ def test_users_go_on_from_one_closed_stage_to_the_next_and_think_on_in_between()
     assert world.most["steady"] <= 6
 
 
+def test_a_user_that_hangs_over_several_stages_starts_nothing_where_none_is_wanted() -> None:
+    def serve(arrival: Arrival) -> None:
+        gevent.sleep(0.25 if arrival.stage == "first" else 0.01)
+
+    tenth = S // 10
+    stages = [closed("first", 2, tenth, ramp_ns=0), closed("second", 2, tenth)]
+    stages += [constant("open", 50, 2 * tenth), closed("last", 2, tenth)]
+    world = World(stages, serve).run()
+    assert "second" not in world.loads  # both places were held all along
+    assert world.loads["open"].planned == 10
+    assert world.most["last"] == 2
+
+
+def test_users_that_wait_for_a_place_at_the_edge_go_on_and_are_not_doubled() -> None:
+    """The open stage holds all three places until the last stage, where each user has one round."""
+    stages = [
+        constant("open", 60, S // 20, max_in_flight=3),
+        closed("narrow", 3, S // 20, ramp_ns=0),
+        closed("wide", 6, S // 5, ramp_ns=0),
+    ]
+
+    def serve(arrival: Arrival) -> None:
+        gevent.sleep(0.12 if arrival.stage == "open" else 0.01)
+
+    world = World(stages, serve, think_s=0.5).run()
+    assert world.loads["narrow"].planned == 0
+    assert world.loads["wide"].planned == 6
+
+
 def test_a_smaller_closed_stage_lets_the_surplus_users_go() -> None:
     stages = [closed("wide", 6, S // 5, ramp_ns=0), closed("narrow", 2, S // 5)]
     world = World(stages, pause(0.02)).run()

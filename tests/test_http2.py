@@ -76,6 +76,35 @@ class Pair:
         return [event for event in self.events if isinstance(event, kind)]
 
 
+def test_of_the_streams_in_one_read_only_the_last_has_the_reads_stamp():
+    pair = Pair()
+    one, other = pair.ask(), pair.ask()
+    for reply in (one, other):
+        pair.server.send_headers(reply.stream_id, OK)
+    pair.feed(pair.server.data_to_send())
+    before_ns = pair.t_ns
+    pair.server.send_data(one.stream_id, b"a")
+    pair.server.send_data(other.stream_id, b"b")
+    pair.feed(pair.server.data_to_send())
+    assert one.take() == [(b"a", pair.t_ns)]
+    assert other.take() == [(b"b", pair.t_ns)]
+    assert (one.loose, other.loose) == ({pair.t_ns: before_ns}, {})
+    pair.server.send_data(one.stream_id, b"c")
+    pair.feed(pair.server.data_to_send())
+    assert (len(one.take()), len(one.loose)) == (1, 1)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\0\0\4\0\0\0\0\0\1da"])
+def test_the_beginning_of_another_frame_makes_a_stamp_loose_too(more):
+    pair = Pair()
+    reply = pair.ask()
+    pair.server.send_headers(reply.stream_id, OK)
+    pair.feed(pair.server.data_to_send())
+    pair.server.send_data(reply.stream_id, b"a")
+    pair.feed(pair.server.data_to_send() + more)
+    assert reply.loose == {pair.t_ns: pair.t_ns - 1}
+
+
 def frame(kind: int, payload: bytes, *, stream: int = 0, flags: int = 0) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 

@@ -29,7 +29,7 @@ from harness.swarm import frames
 from harness.swarm.collect import Workers, check_probes
 from harness.swarm.journey import failure_kind
 from harness.swarm.preconditions import misfits
-from harness.transport import Transport, connection
+from harness.transport import Transport, sockets
 from harness.verdict import Outcome, judge
 
 MS = 1_000_000
@@ -124,7 +124,7 @@ def test_a_limit_that_the_first_address_met_is_not_hidden_by_the_next(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens
         port = taken.getsockname()[1]
-        real, made = connection._Socket, list[int]()
+        real, made = sockets._Socket, list[int]()
 
         def one_fails(*kind: int) -> Any:
             made.append(1)
@@ -133,8 +133,8 @@ def test_a_limit_that_the_first_address_met_is_not_hidden_by_the_next(
             return real(*kind)
 
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))
-        monkeypatch.setattr(connection, "_Socket", one_fails)
-        monkeypatch.setattr(connection, "_addresses", lambda _host, _port: [address] * 2)
+        monkeypatch.setattr(sockets, "_Socket", one_fails)
+        monkeypatch.setattr(sockets, "_addresses", lambda _host, _port: [address] * 2)
         with pytest.raises(httpx.ConnectError) as error:
             httpx.Client(transport=Transport()).get(f"http://127.0.0.1:{port}")
     assert len(made) == 2

@@ -218,6 +218,22 @@ def test_the_limit_is_for_one_event_and_starts_anew_with_the_next():
     assert len(decode([body], max_event_bytes=16)[0]) == 50
 
 
+@pytest.mark.parametrize("data", [b"data: b\n\n", b"data:b\n\n", b"data: b\r\n\r\n"])
+def test_an_event_in_a_loose_read_came_after_the_read_before_it(data):
+    loose = {1: 0, 2: 1}
+    decoder = SSEDecoder(since_ns=-1, loose=loose)
+    assert decoder.feed(b"data: a\n\n", 0)[0].exact
+    assert [(e.after_ns, e.t_ns) for e in decoder.feed(data, 1)] == [(0, 1)]
+    assert [(e.after_ns, e.t_ns) for e in decoder.feed(data * 2, 2)] == [(1, 2), (1, 2)]
+    assert decoder.feed(data, 3)[0].exact
+
+
+def test_an_event_whose_blank_line_came_later_is_as_loose_as_the_read_of_its_data():
+    decoder = SSEDecoder(since_ns=-1, loose={5: 2})
+    assert decoder.feed(b"data: a\n", 5) == []
+    assert [(e.after_ns, e.t_ns) for e in decoder.feed(b"\n", 6)] == [(2, 5)]
+
+
 MS = 1_000_000
 
 

@@ -22,6 +22,7 @@ from harness.wire import MAX_EVENT_BYTES
 _FIELD = re.compile(rb"(?:\xef\xbb\xbf)?(?:data|event|id|retry)?[:\r\n]")
 _OTHER = (b"{", b"[", b"<", b'"')  # how JSON and HTML begin
 _SETTING = "max_reply in the plan's target allows more"
+_NOTHING_LOOSE: Mapping[int, int] = {}
 _TELLING_BYTES = 16  # so many show how a body begins
 
 
@@ -57,18 +58,30 @@ class ReplyReader:
         self._held: list[Piece] = []  # of a body that is no stream, or not known to be one
         self._held_bytes = 0
         self._failure: RequestFailed | None = None
+        self._loose = _NOTHING_LOOSE
 
     def follows(self, status: int) -> bool:
         """Tell whether a reply of this status is worth following: a stream that may be one."""
         return self._streamed and 200 <= status < 300
 
-    def follow(self, headers: Mapping[str, str], pieces: Iterable[Piece], since_ns: int) -> bool:
+    def follow(
+        self,
+        headers: Mapping[str, str],
+        pieces: Iterable[Piece],
+        since_ns: int,
+        loose: Mapping[int, int] = _NOTHING_LOOSE,
+    ) -> bool:
         """Decode what is new of a body; returns whether the rest of it does not matter.
 
-        `since_ns` is a time after which all of the body came.
+        `since_ns` is a time after which all of the body came. A piece's last byte has its stamp,
+        unless `loose`, which grows with the reply, has a time that it came after.
         """
+        self._loose = loose
         try:
             unfold = self._unfolding(headers)
+            if self._stream is not None and unfold.encoding == "identity":
+                self._stream.feed_all(pieces)
+                return self._stream.over
             for data, t_ns in pieces:
                 self._take(headers, unfold.feed(data), t_ns, since_ns)
         except TooLarge as error:
@@ -88,13 +101,14 @@ class ReplyReader:
         since_ns: int,
         end_ns: int,
         cause: RequestFailed | None = None,
+        loose: Mapping[int, int] = _NOTHING_LOOSE,
     ) -> Reply:
         """Return the reply; `pieces` are those of its body that were not followed.
 
         `end_ns` is the stamp of its end, `cause` what broke it off, if anything did. Nothing is
         raised: `failure` says what was wrong.
         """
-        over = self.follow(headers, pieces, since_ns)
+        over = self.follow(headers, pieces, since_ns, loose)
         if self.follows(status):
             return self._end_of_stream(headers, since_ns, end_ns, cause, over=over)
         failure = self._failure or (self._broken_coding() if cause is None else None)
@@ -171,6 +185,7 @@ class ReplyReader:
             since_ns=since_ns,
             max_reply_bytes=rules.max_reply_bytes,
             max_event_bytes=rules.max_event_bytes,
+            loose=self._loose,
         )
         for data, t_ns in self._held:
             self._stream.feed(data, t_ns)

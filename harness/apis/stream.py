@@ -6,6 +6,7 @@ The stamps are those of the reads, so it does not matter when they are decoded.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,16 +17,18 @@ from harness.apis.failures import error_message, excerpt
 from harness.apis.reply import Reply
 from harness.apis.tally import MAX_TEXT_CHARS, Tally
 from harness.errors import RequestFailed
+from harness.http1 import Piece
 from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
 
 MAX_REPLY_BYTES = 64 << 20
 DONE = b"[DONE]"
+_NOTHING_LOOSE: Mapping[int, int] = {}
 
 
 class StreamReader:
     """One streamed reply: feed it each read with its stamp, then `finish`.
 
-    `choices` is how many were asked for, `since_ns` a time after which all of it came.
+    `choices` is how many were asked for; `since_ns` and `loose` are as in `SSEDecoder`.
     """
 
     __slots__ = (
@@ -35,6 +38,7 @@ class StreamReader:
         "_done_ns",
         "_failure",
         "_max_bytes",
+        "_over",
         "_plain",
         "_tally",
     )
@@ -48,37 +52,53 @@ class StreamReader:
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_text_chars: int = MAX_TEXT_CHARS,
+        loose: Mapping[int, int] = _NOTHING_LOOSE,
     ) -> None:
         if api.plain is None:
             raise ValueError(f"{api.name} has no streamed replies")
         self._plain = api.plain
         self._begun = False
         self._tally = Tally(api, max_text_chars, choices)
-        self._decoder = SSEDecoder(since_ns=since_ns, max_event_bytes=max_event_bytes)
+        self._decoder = SSEDecoder(since_ns=since_ns, max_event_bytes=max_event_bytes, loose=loose)
         self._max_bytes = max_reply_bytes
         self._bytes = 0
         self._done_ns: int | None = None
         self._failure: RequestFailed | None = None
+        self._over = False
 
     @property
     def over(self) -> bool:
         """Whether nothing that may follow matters: `[DONE]` was read, or something was wrong."""
-        return self._done_ns is not None or self._failure is not None
+        return self._over
 
     def feed(self, data: bytes, t_ns: int) -> None:
         """Decode one read of the body, of this stamp; what comes when it is `over` is dropped."""
-        if self.over:
-            return
-        self._bytes += len(data)
+        self.feed_all(((data, t_ns),))
+
+    def feed_all(self, pieces: Iterable[Piece]) -> None:
+        """Decode several reads."""
+        decoder, plain, tally = self._decoder, self._plain, self._tally
         try:
-            if self._bytes > self._max_bytes:
-                raise RequestFailed(
-                    "reply too large",
-                    f"over {self._max_bytes:,} bytes; max_reply in the plan's target allows more",
-                )
-            self._read(self._decoder.feed(data, t_ns))
+            for data, t_ns in pieces:
+                if self._over:
+                    return
+                self._bytes += len(data)
+                if self._bytes > self._max_bytes:
+                    raise RequestFailed(
+                        "reply too large",
+                        f"over {self._max_bytes:,} bytes; max_reply in the plan's target allows "
+                        "more",
+                    )
+                one = decoder.single(data, t_ns)
+                if one is None:
+                    for event in decoder.feed(data, t_ns):
+                        self._add(event)
+                elif self._begun and (piece := plain(one)) is not None:
+                    tally.add_plain(piece, t_ns, t_ns)
+                else:
+                    self._add(Event(one, t_ns, t_ns))
         except RequestFailed as found:
-            self._failure = found
+            self._failure, self._over = found, True
 
     def finish(
         self, end_ns: int, *, cause: RequestFailed | None = None, empty_ok: bool = False
@@ -116,25 +136,22 @@ class StreamReader:
         tally = self._tally
         return bool(tally.tokens) and (self._done_ns is not None or tally.usage_ends)
 
-    def _read(self, events: list[Event]) -> None:
-        """Add events up; raises RequestFailed at the first that is malformed or an error."""
-        plain, tally = self._plain, self._tally
-        for event in events:
-            piece = plain(event.data) if self._begun and event.event != "error" else None
-            if piece is not None:
-                tally.tokens.append((event.t_ns, tally.add_plain(piece), event.after_ns))
-                continue
-            self._begun = (
-                True  # the first event alone is parsed whole in any case: it says which model
-            )
-            data = event.data.strip()
-            if data == DONE:
-                self._done_ns = event.t_ns
-                return
-            if data or event.event == "error":  # an empty one keeps the connection alive
-                has_output, has_text = self._add_parsed(event)
-                if has_output:
-                    tally.tokens.append((event.t_ns, has_text, event.after_ns))
+    def _add(self, event: Event) -> None:
+        """Add an event up; raises RequestFailed when it is malformed or an error."""
+        if self._over:
+            return
+        piece = self._plain(event.data) if self._begun and event.event != "error" else None
+        self._begun = True  # the first is parsed whole whatever it brings: it names the model
+        if piece is not None:
+            self._tally.add_plain(piece, event.t_ns, event.after_ns)
+            return
+        data = event.data.strip()
+        if data == DONE:
+            self._done_ns, self._over = event.t_ns, True
+        elif data or event.event == "error":  # an empty one keeps the connection alive
+            has_output, has_text = self._add_parsed(event)
+            if has_output:
+                self._tally.add_token(event.t_ns, has_text, event.after_ns)
 
     def _add_parsed(self, event: Event) -> tuple[bool, bool]:
         value = _parse_event(event)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from harness.apis.chunks import Plain
+from harness.apis.chunks import NO_REPORT, Plain
 from harness.apis.contents import (
     NO_USAGE,
     Fields,
@@ -49,7 +49,8 @@ class Tally:
     text_chars: int = 0
     reasoning_chars: int = 0
     tokens: list[Token] = field(default_factory=list)
-    """Stamped by the reader of the stream."""
+    merged: int = 0
+    """Of them, those whose stamp is the end of an interval."""
     seen: set[int] = field(default_factory=set)
     """Indexes of the choices that began; `finished` has the reason of those that ended."""
     finished: dict[int, str] = field(default_factory=dict)
@@ -64,24 +65,32 @@ class Tally:
     _late_usage: msgspec.Raw | None = None
     _late_timings: msgspec.Raw | None = None
 
-    def add_plain(self, piece: Plain) -> bool:
-        """Add a plain event; returns whether it is visible."""
+    def add_token(self, t_ns: int, visible: bool, after_ns: int) -> None:
+        """Add the stamps of a token event."""
+        self.tokens.append((t_ns, visible, after_ns))
+        if after_ns != t_ns:
+            self.merged += 1
+
+    def add_plain(self, piece: Plain, t_ns: int, after_ns: int) -> None:
+        """Add a plain event, which is a token event, and its stamps."""
         index, text, reasoning, usage, timings = piece
+        self.tokens.append((t_ns, text != "", after_ns))
+        if after_ns != t_ns:
+            self.merged += 1
         if self.choices == 1:
             index = 0
-        self.seen.add(index)
-        self.reasoning_chars += reasoning
-        self.usage_ends = False
-        if usage:
+        if index not in self.seen:
+            self.seen.add(index)
+        if usage is not NO_REPORT:
             self._late_usage = usage
-        if timings:
+        if timings is not NO_REPORT:
             self._late_timings = timings
-        if text:
-            if index == 0 and self.text_chars <= self.max_text_chars:
-                self.text.append(text)
-                self.text_chars += len(text)
-            return True
-        return False
+        if reasoning:
+            self.reasoning_chars += reasoning
+        if text and index == 0 and self.text_chars <= self.max_text_chars:
+            self.text.append(text)
+            self.text_chars += len(text)
+        self.usage_ends = False
 
     def add(self, value: Fields) -> tuple[bool, bool]:
         """Add a chunk or a whole reply; (has output of any kind, has visible output)."""
@@ -187,7 +196,7 @@ class Tally:
             text_cut=len(text) > self.max_text_chars,
             reasoning_chars=self.reasoning_chars,
             token_events=tuple(tokens),
-            merged=sum(t_ns != after_ns for t_ns, _, after_ns in tokens),
+            merged=self.merged,
             finish_reason=self.finished.get(0) or next(iter(self.finished.values()), None),
             input_tokens=usage.input,
             cached_tokens=usage.cached,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import ClassVar
 
@@ -168,6 +168,9 @@ class ResponseReader:
     def has_new(self) -> bool:
         """True when there are pieces to take."""
         return bool(self._new)
+
+    loose: ClassVar[Mapping[int, int]] = {}
+    """Nothing but this reply is in its reads."""
 
     @property
     def new(self) -> Sequence[Piece]:

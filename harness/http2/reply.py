@@ -31,6 +31,7 @@ class StreamReply:
         "error",
         "first_t_ns",
         "head",
+        "loose",
         "max_body_bytes",
         "stream_id",
         "unsent",
@@ -48,6 +49,8 @@ class StreamReply:
         self.complete = False
         self.end_t_ns: int | None = None
         self.error: Exception | None = None
+        self.loose: dict[int, int] = {}
+        """Stamps of reads in which frames of other streams followed, and what each came after."""
         self._method = method
         self._length: int | None = None  # what Content-Length says
         self._body_bytes = self._flow_bytes = 0
@@ -108,10 +111,15 @@ class StreamReply:
         self.complete = True
         self.end_t_ns = t_ns
 
-    def settle(self, t_ns: int) -> None:
-        """Make one piece of what a read brought, even if it was taken in in two goes."""
+    def settle(self, t_ns: int, after_ns: int) -> None:
+        """Make one piece of what a read brought, even if it was taken in in two goes.
+
+        Its last byte has the stamp where `after_ns` is the same, and else came after that.
+        """
         if not self._parts:
             return
+        if after_ns != t_ns:
+            self.loose[t_ns] = after_ns
         if self._new and self._new[-1][1] == t_ns:
             self._parts.insert(0, self._new.pop()[0])
         self._new.append((b"".join(self._parts), t_ns))

@@ -60,6 +60,8 @@ class Session:
         self._replies: dict[int, StreamReply] = {}
         self._highest_id = 0
         self._reads: deque[Piece] = deque()  # those that are not taken in yet
+        self._read_ns = self._before_ns = 0  # the stamps of the read that is taken in, and before
+        self._last: StreamReply | None = None  # that of which the last frame of a read was
         self._held = b""  # a frame of which the end has not come
         self._steps = 0
         self._used_bytes = 0  # of the connection's window
@@ -131,6 +133,8 @@ class Session:
         touched: dict[int, StreamReply] = {}
         while self.behind and self._steps < _MOST_STEPS:
             data, t_ns = self._reads.popleft()
+            if t_ns != self._read_ns:
+                self._before_ns, self._read_ns = self._read_ns, t_ns
             of_read: dict[int, StreamReply] = {}
             try:
                 self._take_in(self._held + data if self._held else data, t_ns, of_read)
@@ -139,7 +143,7 @@ class Session:
             except ProtocolError as error:
                 self.broken = ProtocolViolation(f"HTTP/2: {error}")
             for reply in of_read.values():
-                reply.settle(t_ns)
+                reply.settle(t_ns, t_ns if reply is self._last else self._before_ns)
             touched |= of_read
         return touched.values()
 
@@ -150,6 +154,7 @@ class Session:
         while end - at >= _FRAME_BYTES:
             if self._steps >= _MOST_STEPS:
                 self._reads.appendleft((data[at:], t_ns))
+                self._last = None
                 return
             high, low, kind, flags, stream_id = _FRAME.unpack_from(data, at)
             length = high << 8 | low
@@ -158,6 +163,7 @@ class Session:
             start, stop = at + _FRAME_BYTES, at + _FRAME_BYTES + length
             if stop > end:
                 break
+            self._last = None
             if kind == _DATA:
                 self._data(stream_id & _MAX_STREAM_ID, flags, data[start:stop], t_ns, touched)
             elif kind == _GOAWAY:
@@ -167,6 +173,8 @@ class Session:
                 self._other(data[at:stop], t_ns, touched)
             at = stop
         self._held = data[at:]
+        if self._held:
+            self._last = None
 
     def eof(self, error: Exception | None = None) -> list[StreamReply]:
         """The connection is over; returns the replies that are broken off by that."""
@@ -198,7 +206,7 @@ class Session:
             if not stream_id or stream_id > self._highest_id:
                 raise ProtocolViolation(f"DATA on the stream {stream_id}, which is not open")
             return  # given up, and still on its way
-        touched[stream_id] = reply
+        touched[stream_id] = self._last = reply
         flow_bytes = len(payload)
         if flags & _PADDED:
             payload = _without_padding(payload)

@@ -29,7 +29,8 @@
       reason sentence evidence
     health             valid, planned, sent, dropped, cut_off, waited, raised (journeys that an
                        exception of the scenario ended), first_exception, send_lag_p99_ns,
-                       send_lag_limit_ns, cpu_p95 (share of one core), clock, and checks: each
+                       send_lag_limit_ns, cpu_p95 (share of one core), clock, remarks (what to know
+                       of the streams, as sentences), and checks: each
                        name, stage (null: the whole run), measured, must, ok, why, remedy,
                        target_caused, scenario_caused, from_load (a busy generator: what failed
                        whatever it did still breaks an error_rate or a goodput)
@@ -45,8 +46,10 @@
                        repeat (which repetition of the load), ramp_s (how long the users of a
                        closed load took to start), and totals: planned, sent, finished,
                        failed, dropped, cut_off, waited, max_in_flight, max_waiting, token_events,
-                       merged (token events whose stamp may be late, because more came in the same
-                       read), raised, backed_off (failed rounds that a pause followed)
+                       merged (token events whose stamp is the end of an interval: more came in
+                       the same read), streams (replies of two token events or more), lumped (of
+                       them all in one read), empty (no token), unfinished (no finish_reason),
+                       raised, backed_off (failed rounds that a pause followed)
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
                        latency budget), failures {kind: count}, and metrics {name: {unit ("ms",
                        "tokens" or "usd"), n, mean, p50, p95, p99, p99.9, max}}

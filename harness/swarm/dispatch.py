@@ -178,11 +178,10 @@ class Dispatcher:
                 break
             end_ns = start_ns + stage.duration_ns
             self._sleep_until(start_ns)
-            self.stage = stage.name
-            self._limit = self._limit_of(stage)
-            self._admit_waiting()
+            starters = self._starters[number]
+            going_on = self._begin_stage(stage, end_ns, users=len(starters))
             if stage.arrivals is None:
-                self._run_closed(stage, self._starters[number], start_ns, end_ns)
+                self._run_closed(stage, starters[going_on:], start_ns, first=not going_on)
             else:
                 self._run_open(self._planned(stage, number, start_ns), stage.name)
             self._sleep_until(end_ns)
@@ -221,6 +220,16 @@ class Dispatcher:
         load.in_flight = max(load.in_flight, self.in_flight)
         load.waiting = max(load.waiting, self.waiting)
 
+    def _begin_stage(self, stage: Stage, end_ns: int, *, users: int) -> int:
+        """Make a stage the one that is played; returns how many users go on, at most `users`."""
+        self.stage = stage.name
+        self._limit = self._limit_of(stage)
+        self._heirs = going_on = min(self._going, users)
+        if stage.arrivals is None:
+            self._closed_until_ns[stage.name] = end_ns
+        self._admit_waiting()
+        return going_on
+
     def _planned(self, stage: Stage, number: int, start_ns: int) -> Iterator[int]:
         assert stage.arrivals is not None
         offsets = schedule(
@@ -258,12 +267,10 @@ class Dispatcher:
         self._admit(user_class, arrival)
 
     def _run_closed(
-        self, stage: Stage, starters: Sequence[str], start_ns: int, end_ns: int
+        self, stage: Stage, fresh: Sequence[str], start_ns: int, *, first: bool
     ) -> None:
-        self._closed_until_ns[stage.name] = end_ns
-        self._heirs = min(self._going, len(starters))
-        fresh = starters[self._heirs :]
-        whole = self._workers * len(fresh) if self._heirs else stage.concurrency or 0
+        """Start users by the ramp; `first` where none goes on, so that workers share a grid."""
+        whole = (stage.concurrency or 0) if first else self._workers * len(fresh)
         offsets = starts(whole, stage.spread_ns, worker=self._worker, workers=self._workers)
         for user_class, offset_ns in zip(fresh, offsets, strict=True):
             then = partial(self._start_user, user_class, stage.name)

@@ -307,10 +307,10 @@ def _as_data(given: Any, name: str) -> Mapping[str, Any]:
 def _read_reply(fetched: Fetched, reader: apis.ReplyReader) -> apis.Reply:
     """Read what was not read while it came; other greenlets have their turn in between."""
     status, headers, pieces = fetched.status, fetched.headers, fetched.pieces
-    since_ns = fetched.since_ns
+    since_ns, loose = fetched.since_ns, fetched.loose
     streamed = reader.follows(status)
     while streamed and len(pieces) > _PIECES_AT_ONCE:
-        reader.follow(headers, pieces[:_PIECES_AT_ONCE], since_ns)
+        reader.follow(headers, pieces[:_PIECES_AT_ONCE], since_ns, loose)
         pieces = pieces[_PIECES_AT_ONCE:]
         gevent.sleep(0)
     return reader.finish(
@@ -318,6 +318,7 @@ def _read_reply(fetched: Fetched, reader: apis.ReplyReader) -> apis.Reply:
         headers,
         pieces,
         since_ns=since_ns,
+        loose=loose,
         end_ns=fetched.stamps.read_ns,
         cause=_cause(fetched.error, "truncated stream" if streamed else "truncated body"),
     )

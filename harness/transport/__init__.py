@@ -212,7 +212,7 @@ class Transport(httpx.BaseTransport):
         else:
             self.give_back(head.origin, exchange)
         headers = Decoded(found.by_name)
-        return Fetched(found.status, headers, pieces, stamps, error, found)
+        return Fetched(found.status, headers, pieces, stamps, error, found, reader.loose)
 
     def close(self) -> None:
         """Close every idle connection."""

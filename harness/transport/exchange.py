@@ -6,7 +6,7 @@ and can say that the rest of it does not matter: then the greenlet waits for ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class Reply(Protocol):
     first_t_ns: int | None
     complete: bool
     end_t_ns: int | None
+
+    @property
+    def loose(self) -> Mapping[int, int]:
+        """Stamps of pieces whose last byte came before them, and what each came after."""
 
     @property
     def has_new(self) -> bool:
@@ -158,7 +162,8 @@ class Exchange:
         pieces = reader.take()
         first_ns = reader.first_t_ns or 0
         since_ns = first_ns if first_ns < pieces[0][1] else self.sent_ns
-        over = follower.follow(Decoded(reader.head.by_name), pieces, since_ns)
+        headers = Decoded(reader.head.by_name)
+        over = follower.follow(headers, pieces, since_ns, reader.loose)
         if over and not reader.complete:
             self._poller.later(partial(self._have_enough, reader))
 

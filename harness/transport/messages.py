@@ -22,6 +22,7 @@ _HOP_BY_HOP = frozenset(
 
 Origin = tuple[str, str, int]
 """Scheme, host and port; of a unix socket `http+unix`, its path and 0."""
+_NOTHING_LOOSE: Mapping[int, int] = {}
 Fields = list[tuple[bytes, bytes]]
 
 
@@ -210,11 +211,17 @@ class Follower(Protocol):
         """Tell whether it wants to follow a reply of this status."""
 
     def follow(
-        self, headers: Mapping[str, str], pieces: Sequence[tuple[bytes, int]], since_ns: int
+        self,
+        headers: Mapping[str, str],
+        pieces: Sequence[tuple[bytes, int]],
+        since_ns: int,
+        loose: Mapping[int, int],
     ) -> bool:
         """Take what is new of the body; returns whether the rest of it does not matter.
 
-        All of the body came after `since_ns`. Names of headers are in lower case.
+        All of the body came after `since_ns`. A piece's last byte has its stamp, unless `loose`,
+        which grows with the reply, has a time that it came after. Names of headers are in lower
+        case.
         """
 
 
@@ -232,6 +239,8 @@ class Fetched(NamedTuple):
     error: Exception | None
     head: Head | None = None
     """As it was sent; None where the reply came through httpx."""
+    loose: Mapping[int, int] = _NOTHING_LOOSE
+    """Stamps of pieces whose last byte came before them, and what each came after."""
 
     @property
     def since_ns(self) -> int:

@@ -85,13 +85,13 @@ def with_outage(
 
 
 def fails_anyway(verdict: BudgetVerdict, stage: Repetitions) -> bool:
-    """Return whether a failure budget is broken by what no busy generator can have caused."""
+    """Return whether a budget is broken by failures that no busy generator can have caused."""
     budget = verdict.budget
-    if budget.metric not in ("error_rate", "goodput") or budget.regression:
-        return False
     if verdict.outage is not None:
         own = _stopped(stage, budget.step)
         return own is not None and not any(own.kinds[kind] for kind in _MAYBE_OURS)
+    if budget.metric not in ("error_rate", "goodput") or budget.regression:
+        return False
     allowed = _allowed(budget, failures_judged=True) or 0.0
     found = share_of(stage.failures(budget.step, _is_the_targets), allowed, budget.confidence)
     return found.fails or (allowed <= 0 and found.k > 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import decoding
-import nginx
 import numpy as np
 import peers
 import truth
@@ -204,7 +204,7 @@ def replies(client: str, cores: Cores, reply: Mapping[str, object] = _REPLY) -> 
     """Times of replies in ms, as reported minus as written by the server; CPU s per 1,000."""
     with _scratch() as folder:
         dump = folder / "truth.bin"
-        load = f"{{ name: steady, concurrency: {REPLIES['users']}, for: {REPLIES['seconds']}s }}"
+        load = f"{{ name: steady, concurrency: {REPLIES['users']}, for: {REPLIES['seconds']}s, ramp: 0s }}"
         with truth.running(cpu=cores.server, dump=dump, **reply) as url:
             found = run_client(client, cores, folder, url=url, load=load, **REPLIES)
         kept = truth.read_truth(dump)
@@ -274,20 +274,28 @@ def _by_model(rows: list[list[Any]], kept: truth.Truth) -> dict[str, np.ndarray]
 BEHIND_SECONDS = 6
 
 
+@cache
+def _fronts() -> Any:
+    """Import what stands before a server in other tests too, from the folder above."""
+    sys.path.append(str(HERE.parent))
+    import fronts
+
+    return fronts
+
+
 def behind_nginx(cores: Cores, *, users: int, http2: bool) -> Values:
     """Do the load by `harness run` through nginx: TLS, by HTTP/2 or not. NotInstalled without it.
 
     What nginx takes for a token and for a request is in the errors, and is the same for both.
     """
-    if nginx.program() is None:
+    if shutil.which("nginx") is None:
         raise NotInstalled("nginx is not there; apt-get install nginx")
     with _scratch() as folder, contextlib.ExitStack() as stack:
         dump, pair = folder / "truth.bin", _certificate(folder)
         upstream = stack.enter_context(
             truth.running(cpu=cores.server, dump=dump, no_spin=True, **IN_STEP | {"tick_us": 0})
         )
-        before = nginx.before(upstream, core=cores.server, folder=folder, tls=pair)
-        url = stack.enter_context(before)
+        url = stack.enter_context(_fronts().nginx(folder, upstream, *map(Path, pair)))
         target = {"url": url, "verify": pair[0], "http2": http2}
         ran = whole.run(
             folder, core=cores.client, target=target, users=users, seconds=BEHIND_SECONDS
@@ -393,7 +401,7 @@ def _e2e(reply: truth.Reply, last_write: int = -1) -> int:
 def short_requests(client: str, cores: Cores, *, call: str | None = None) -> Values:
     """Short requests a second."""
     users, seconds = 50, 3
-    load = f"{{ name: steady, concurrency: {users}, for: {seconds}s }}"
+    load = f"{{ name: steady, concurrency: {users}, for: {seconds}s, ramp: 0s }}"
     with _scratch() as folder, truth.running(cpu=cores.server) as url:
         found = run_client(
             client, cores, folder, url=url, load=load, users=users, seconds=seconds, call=call

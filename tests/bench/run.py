@@ -314,7 +314,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     truth.build()
     bench = Bench(Cores(client=free[0], server=free[1]), given.repeats)
-    os.sched_setaffinity(0, {bench.cores.server})  # a client's core is its own
+    os.sched_setaffinity(0, {bench.cores.server})  # and nginx's; a client's core is its own
     names = given.names or list(MEASUREMENTS)
     about = surroundings(bench.cores)
     for name in names:

@@ -9,7 +9,6 @@ import decoding
 import goals
 import hour
 import measurements
-import nginx
 import numpy as np
 import pytest
 import run
@@ -102,7 +101,7 @@ def test_http2_is_held_against_http1_through_the_same_nginx() -> None:
 
 
 def test_without_nginx_its_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nginx, "program", lambda: None)
+    monkeypatch.setattr(measurements.shutil, "which", lambda _: None)
     some = bench()
     some.repeats = 1
     some.run("http2")

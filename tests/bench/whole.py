@@ -15,8 +15,6 @@ from typing import Any
 
 import usage
 
-from harness.plan import Stage
-
 _TIMEOUT_S = 150
 _JUDGED = {0, 3, 4, 5}  # exit codes of a run that was judged, whatever the verdict
 
@@ -79,9 +77,7 @@ def run(folder: Path, *, core: int, target: dict[str, Any], users: int, seconds:
     rows, out, plan = (folder / name for name in ("rows.json", "run", "plan.yaml"))
     scenario = folder / "scenario.py"
     scenario.write_text(_SCENARIO.replace("FILE", repr(str(rows))), encoding="utf-8")
-    stage = {"name": "steady", "concurrency": users, "for": f"{seconds}s"}
-    if "ramp_ns" in Stage.__slots__:  # all at once, as the other tools' users
-        stage["ramp"] = "0s"
+    stage = {"name": "steady", "concurrency": users, "for": f"{seconds}s", "ramp": "0s"}
     budgets = ["chat.ttft p99 < 1s", "chat.itl p99 < 100ms", "chat.e2el p99 < 10s"]
     entries = {
         "target": {"model": "truth", **target},
