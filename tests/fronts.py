@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -61,6 +62,12 @@ DisableViaHeader Yes
 """
 
 
+def program(name: str) -> str:
+    """Return where a program is; Debian puts nginx where only root looks."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    return shutil.which(name, path=path) or name
+
+
 @contextlib.contextmanager
 def nginx(
     folder: Path,
@@ -87,7 +94,15 @@ def nginx(
         requests=requests,
     )
     (folder / "nginx.conf").write_text(text)
-    command = ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    command = [
+        program("nginx"),
+        "-e",
+        "stderr",
+        "-p",
+        str(folder),
+        "-c",
+        str(folder / "nginx.conf"),
+    ]
     with _running(command, port):
         yield f"{'https' if cert else 'http'}://127.0.0.1:{port}"
 

@@ -129,7 +129,7 @@ def test_over_http2_the_times_are_the_servers_own(
     tmp_path: Path,
     require: Callable[[str], str],
 ) -> None:
-    require(front)
+    require(fronts.program(front))
     cert, dump = authority["cert"], tmp_path / "dump"
     with exact_server(program, dump) as upstream:
         front_of = getattr(fronts, front)(tmp_path, upstream, cert, cert.with_suffix(".key"))
@@ -144,7 +144,7 @@ def test_over_http2_the_times_are_the_servers_own(
 def test_a_server_that_limits_streams_and_ends_connections_loses_no_request(
     program: Path, authority: dict[str, Path], tmp_path: Path, require: Callable[[str], str]
 ) -> None:
-    require("nginx")
+    require(fronts.program("nginx"))
     cert, dump = authority["cert"], tmp_path / "dump"
     with exact_server(program, dump) as upstream:
         front = fronts.nginx(
@@ -168,14 +168,14 @@ def test_through_a_proxy_the_times_are_the_servers_own(
     tmp_path: Path,
     require: Callable[[str], str],
 ) -> None:
-    require(proxy)
+    require(fronts.program(proxy))
     dump, files = tmp_path / "dump", (authority["cert"], authority["cert"].with_suffix(".key"))
     with ExitStack() as running:
         url = running.enter_context(
             exact_server(program, dump, tls=files if way == "tls" else None)
         )
         if way == "http2":
-            require("nginx")
+            require(fronts.program("nginx"))
             url = running.enter_context(fronts.nginx(tmp_path, url, *files))
         through = running.enter_context(
             fronts.tinyproxy(tmp_path, url) if proxy == "tinyproxy" else fronts.microsocks()
