@@ -110,10 +110,16 @@ class Windows:
         return int(self._by_value[1][np.searchsorted(self._cumulative, rank)])
 
     def at_or_above(self, value: float) -> float:
-        """Return the highest value of the first bucket that ends at or above `value`."""
+        """Return the highest value of the bucket that may hold `value`; itself if none has samples.
+
+        A bucket is no wider than a 1,024th of what it holds, or than a unit, 1 µs for times.
+        """
         _, values, _ = self._by_value
         first = int(np.searchsorted(values, value, side="left"))
-        return float(values[first]) if first < len(values) else value
+        if first == len(values):
+            return value
+        highest = float(values[first])
+        return highest if highest - value <= max(1000.0, highest / 1024) else value
 
     def quantile(self, q: float) -> int:
         """Return the bucket of rank ⌈q·n⌉; ValueError without samples."""
