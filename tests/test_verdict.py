@@ -145,11 +145,15 @@ def test_a_value_that_equals_the_limit_is_over_it_only_under_less_than(
     assert verdict.outcome is outcome
 
 
-def test_an_undeclared_limit_is_judged_at_the_buckets_edge_and_says_so(save_run: SaveRun) -> None:
-    recording = save_run(replies(slow(3000, 4)), **LONG)
-    found = only(judge(recording, [parse_budget(P99)]))
-    assert found.outcome is PASS
-    assert "not declared when this run was recorded" in plain(found.evidence)
+@pytest.mark.parametrize(("over", "outcome"), [(4, PASS), (3000, FAIL)])
+def test_an_undeclared_limit_whose_bucket_is_empty_is_judged_as_a_declared_one(
+    save_run: SaveRun, over: int, outcome: Outcome
+) -> None:
+    fill = replies(slow(3000, over))
+    for declared in ((), (P99,)):
+        found = only(judge(save_run(fill, budgets=declared, **LONG), [parse_budget(P99)]))
+        assert (found.outcome, found.over) == (outcome, over)
+        assert "not declared" not in plain(found.evidence)
 
 
 def test_at_the_buckets_edge_a_doubtful_limit_neither_passes_nor_fails(save_run: SaveRun) -> None:
@@ -158,6 +162,7 @@ def test_at_the_buckets_edge_a_doubtful_limit_neither_passes_nor_fails(save_run:
     budget = parse_budget("chat.ttft p99 < 800.2ms")
     undeclared = only(judge(save_run(replies(values), **LONG), [budget]))
     assert undeclared.outcome is INCONCLUSIVE
+    assert "not declared when this run was recorded" in plain(undeclared.evidence)
     recording = save_run(replies(values), budgets=[budget.text], **LONG)
     declared = only(judge(recording, [budget]))
     assert (declared.outcome, declared.over) == (FAIL, 500)
