@@ -15,6 +15,7 @@ from harness.errors import TargetError, UserError
 from harness.masking import anywhere, mask, mask_query, query_secrets
 from harness.plan.document import secret_parts, url_secrets
 from harness.proxies import SocksTrace, environment_proxy, without_secrets
+from harness.urls import canonical_url, socket_path
 
 _TIMEOUT_S = 30.0
 _UNREACHABLE = (httpx.ConnectError, httpx.ProxyError)
@@ -102,17 +103,22 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
         if file.exists():
             raise UserError(f"{file} is there already; choose another folder with --into")
     given = _headers(headers)
+    try:
+        url = canonical_url(url)
+    except ValueError as error:
+        raise UserError(f"URL: {error}") from None
     secrets = _secrets(url, given)
     shown = _shown(url, secrets)
     models, proxy = _way(url, shown)
     through = f" through the proxy {without_secrets(proxy)}" if proxy else ""
-    with httpx.Client(headers=given, timeout=_TIMEOUT_S, trust_env=False, proxy=proxy) as client:
+    with _client(url, given, proxy) as client:
         try:
             model = _first_model(client, models)
         except _UNREACHABLE as error:
             why = mask(str(error), secrets)
+            asked = _shown(str(models), secrets)
             raise TargetError(
-                f"{shown} does not answer{through}: {why}; check that it is up"
+                f"{shown} does not answer{through}: {why}, asked {asked}; check that it is up"
             ) from error
         kind = _first_that_answers(client, url, model, secrets)
     # A URL with a key in it comes from the environment, as the keys in headers do.
@@ -150,7 +156,7 @@ def _shown(url: str, secrets: Sequence[str]) -> str:
 def _way(url: str, shown: str) -> tuple[httpx.URL, str | None]:
     """Return where the models are listed and the proxy on the way; UserError for no usable host."""
     try:
-        models = httpx.URL(apis.url_for(url, apis.api("openai-chat"), "/v1/models"))
+        models = httpx.URL(apis.models_url(url))
         models.raw_host.decode().encode("idna")  # as the resolver will
         return models, environment_proxy(models)
     except (httpx.InvalidURL, UnicodeError) as error:
@@ -158,6 +164,23 @@ def _way(url: str, shown: str) -> tuple[httpx.URL, str | None]:
             f"url {shown!r} cannot be asked ({error}); it must look like http://host:port or "
             "https://host/path"
         ) from error
+
+
+class _SocketTransport(httpx.HTTPTransport):
+    """Speaks through a unix socket, whose URLs httpx has no scheme for."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(scheme="http", host="localhost")
+        request.headers["host"] = "localhost"
+        return super().handle_request(request)
+
+
+def _client(url: str, headers: Mapping[str, str], proxy: str | None) -> httpx.Client:
+    socket = socket_path(url)
+    way = _SocketTransport(uds=socket, trust_env=False) if socket else None
+    return httpx.Client(
+        headers=headers, timeout=_TIMEOUT_S, trust_env=False, proxy=proxy, transport=way
+    )
 
 
 def _plan_text(kind: _Kind, url: str, model: str | None, headers: Sequence[str]) -> str:
@@ -207,7 +230,8 @@ def _first_that_answers(
         failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
         if failure is None:
             return kind
-        said.append(f"{api.path}: {mask(failure, secrets)}")
+        asked = _shown(apis.url_for(url, api), secrets)
+        said.append(f"{asked}: {mask(failure, secrets)}")
     shown = _shown(url, secrets)
     raise TargetError(f"{shown} answers none of the known APIs; " + "; ".join(said))
 

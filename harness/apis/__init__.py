@@ -11,7 +11,7 @@ understands. `stream` and `whole` read a reply, `tally` adds up what it brought 
 is kept of it; `frame` spares a stream most of its parsing, `failures` quotes what servers say.
 """
 
-from harness.apis.address import url_for
+from harness.apis.address import models_url, url_for
 from harness.apis.dialects import API_NAMES, Api, api, problem_of
 from harness.apis.failures import excerpt, status_failure, stream_failure
 from harness.apis.reply import Reply
@@ -25,6 +25,7 @@ __all__ = [
     "StreamReader",
     "api",
     "excerpt",
+    "models_url",
     "problem_of",
     "read_json",
     "status_failure",
