@@ -43,7 +43,7 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
         url=url,
         recorder=recorder,
         transport=open_transport(plan.target, url),
-        inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        inputs=load_inputs(plan.inputs, raw=plan.target.api == "json") if plan.inputs else None,
         seed=(plan.seed, worker),
         rng=np.random.default_rng([plan.seed, worker]),
     )
