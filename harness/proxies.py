@@ -1,7 +1,7 @@
 """Which proxy the environment names for a URL, and which proxies can be used at all.
 
-A proxy of the environment is found by httpx's rules, with one exception: loopback addresses are
-never sent to it.
+A proxy of the environment is found by httpx's rules, with two exceptions: loopback addresses and
+unix sockets are never sent to it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
 
 from harness.errors import UserError
+from harness.urls import UNIX_SCHEME
 
 if TYPE_CHECKING:  # a plan is checked without it
     import httpx
@@ -57,7 +58,7 @@ def environment_proxy(url: httpx.URL) -> str | None:
     known = getproxies()
     proxy = known.get(url.scheme) or known.get("all")
     exceptions = known.get("no", "").split(",")
-    if not proxy or _is_loopback(url.host):
+    if not proxy or url.scheme == UNIX_SCHEME or _is_loopback(url.host):
         return None
     if any(_excepts(entry.strip(), url) for entry in exceptions):
         return None

@@ -17,6 +17,7 @@ from harness.health.streams import in_one_read
 from harness.masking import anywhere, mask, mask_query, query_secrets
 from harness.plan.document import secret_parts, url_secrets
 from harness.proxies import SocksTrace, environment_proxy, without_secrets
+from harness.urls import canonical_url, socket_path
 
 _TIMEOUT_S = 30.0
 _UNREACHABLE = (httpx.ConnectError, httpx.ProxyError)
@@ -105,17 +106,24 @@ def write_starter(url: str, into: Path, headers: Sequence[str]) -> tuple[str, tu
         if file.exists():
             raise UserError(f"{file} is there already; choose another folder with --into")
     given = _headers(headers)
+    try:
+        url = canonical_url(url)
+    except ValueError as error:
+        raise UserError(f"URL: {error}") from None
     secrets = _secrets(url, given)
     shown = _shown(url, secrets)
     models, proxy = _way(url, shown)
     through = f" through the proxy {without_secrets(proxy)}" if proxy else ""
-    with httpx.Client(headers=given, timeout=_TIMEOUT_S, trust_env=False, proxy=proxy) as client:
+    with _client(url, given, proxy) as client:
         try:
             model = _first_model(client, models)
         except _UNREACHABLE as error:
             why = mask(str(error), secrets)
+            asked = _shown(str(models), secrets)
             remedy = _UNTRUSTED if "CERTIFICATE_VERIFY_FAILED" in why else "check that it is up"
-            raise TargetError(f"{shown} does not answer{through}: {why}; {remedy}") from error
+            raise TargetError(
+                f"{shown} does not answer{through}: {why}, asked {asked}; {remedy}"
+            ) from error
         kind, reply = _first_that_answers(client, url, model, secrets)
     # A URL with a key in it comes from the environment, as the keys in headers do.
     keyed = query_secrets(url) | url_secrets(url)
@@ -155,7 +163,7 @@ def _shown(url: str, secrets: Sequence[str]) -> str:
 def _way(url: str, shown: str) -> tuple[httpx.URL, str | None]:
     """Return where the models are listed and the proxy on the way; UserError for no usable host."""
     try:
-        models = httpx.URL(apis.url_for(url, apis.api("openai-chat"), "/v1/models"))
+        models = httpx.URL(apis.models_url(url))
         models.raw_host.decode().encode("idna")  # as the resolver will
         return models, environment_proxy(models)
     except (httpx.InvalidURL, UnicodeError) as error:
@@ -163,6 +171,23 @@ def _way(url: str, shown: str) -> tuple[httpx.URL, str | None]:
             f"url {shown!r} cannot be asked ({error}); it must look like http://host:port or "
             "https://host/path"
         ) from error
+
+
+class _SocketTransport(httpx.HTTPTransport):
+    """Speaks through a unix socket, whose URLs httpx has no scheme for."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(scheme="http", host="localhost")
+        request.headers["host"] = "localhost"
+        return super().handle_request(request)
+
+
+def _client(url: str, headers: Mapping[str, str], proxy: str | None) -> httpx.Client:
+    socket = socket_path(url)
+    way = _SocketTransport(uds=socket, trust_env=False) if socket else None
+    return httpx.Client(
+        headers=headers, timeout=_TIMEOUT_S, trust_env=False, proxy=proxy, transport=way
+    )
 
 
 def _plan_text(kind: _Kind, url: str, model: str | None, headers: Sequence[str]) -> str:
@@ -212,7 +237,8 @@ def _first_that_answers(
         reply, failure = _ask(lambda a=api, b=body: _read(client, url, a, b))  # type: ignore[misc]
         if reply is not None and failure is None:
             return kind, reply
-        said.append(f"{api.path}: {mask(failure or '', secrets)}")
+        asked = _shown(apis.url_for(url, api), secrets)
+        said.append(f"{asked}: {mask(failure or '', secrets)}")
     shown = _shown(url, secrets)
     raise TargetError(f"{shown} answers none of the known APIs; " + "; ".join(said))
 

@@ -628,7 +628,39 @@ def test_an_input_without_what_the_api_needs_is_the_users_error(one):
         ("http://h:1/v1/chat/completions/", None, "http://h:1/v1/chat/completions"),
         ("https://h/openai/v1", None, "https://h/openai/v1/chat/completions"),
         ("https://h/openai", None, "https://h/openai/v1/chat/completions"),
-        ("https://h/v12", None, "https://h/v12/v1/chat/completions"),
+        ("https://h/v12", None, "https://h/v12/chat/completions"),
+        ("https://h/api/paas/v4/", None, "https://h/api/paas/v4/chat/completions"),
+        (" https://h/api/v3\n", None, "https://h/api/v3/chat/completions"),
+        ("https://h/v1beta/openai", None, "https://h/v1beta/openai/chat/completions"),
+        (
+            "https://h/v1/projects/x/openapi",
+            None,
+            "https://h/v1/projects/x/openapi/chat/completions",
+        ),
+        (
+            "https://h/openai/deployments/d/chat/completions?api-version=1",
+            None,
+            "https://h/openai/deployments/d/chat/completions?api-version=1",
+        ),
+        (
+            "https://h/openai/deployments/d?api-version=1",
+            None,
+            "https://h/openai/deployments/d/chat/completions?api-version=1",
+        ),
+        ("https://h/chat/completions", None, "https://h/chat/completions"),
+        ("https://h/v1/embeddings", None, "https://h/v1/chat/completions"),
+        ("https://h/endpoints/e/invocations", None, "https://h/endpoints/e/invocations"),
+        (
+            "http://h/api/v1/namespaces/n/services/s/proxy",
+            None,
+            "http://h/api/v1/namespaces/n/services/s/proxy/v1/chat/completions",
+        ),
+        ("http://[fe80::1%25eth0]:8000", None, "http://[fe80::1%eth0]:8000/v1/chat/completions"),
+        (
+            "http+unix://%2Ftmp%2FS.sock/v1",
+            None,
+            "http+unix://%2ftmp%2f%53.sock/v1/chat/completions",
+        ),
         ("https://h/v1?api-version=2", None, "https://h/v1/chat/completions?api-version=2"),
         ("http://[::1]:8000", None, "http://[::1]:8000/v1/chat/completions"),
         ("http://h", "/score", "http://h/score"),
@@ -646,7 +678,20 @@ def test_a_base_url_and_a_path_join_without_saying_anything_twice(base, override
 
 
 @pytest.mark.parametrize(
-    "base", ["", "h:8000", "localhost", "ftp://h", "http://", "http://h:x", "http://["]
+    "base",
+    [
+        "",
+        "h:8000",
+        "localhost",
+        "ftp://h",
+        "http://",
+        "http://h:x",
+        "http://[",
+        "/run/s.sock",
+        "http://::1:8000",
+        "http+unix:///run/s.sock",
+        "http://h /v1",
+    ],
 )
 def test_a_base_that_is_no_http_url_is_the_users_error(base):
     with pytest.raises(UserError, match="must look like http"):

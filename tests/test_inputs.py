@@ -118,7 +118,7 @@ def test_categories_tell_their_share_of_the_draws(tmp_path: Path) -> None:
     ("text", "place", "words"),
     [
         ("", "", "no inputs"),
-        ('{"prompt": "a"}\n{"text": "a"}', ":2", "messages, prompt, input, instances"),
+        ('{"prompt": "a"}\n{"texts": "a"}', ":2", "which no API has"),
         ('[{"prompt": "a"}]', ":1", "one JSON object a line"),
         ('{"prompt": "a"', ":1:15", "not JSON"),
         ('{"prompt": NaN}', ":1", "NaN is no number"),
@@ -137,7 +137,7 @@ def test_categories_tell_their_share_of_the_draws(tmp_path: Path) -> None:
         ('{"payload": {"a": 1}, "max_tokens": 3}', ":1", "move it into the payload"),
         ('{"input_length": 0, "output_length": 3}', ":1", "> 0"),
         ('{"input_length": 5, "output_length": 3, "hash_ids": "no"}', ":1", "hash_ids"),
-        ('{"turns": [1]}', ":1", "found the keys turns"),
+        ('{"turns": [1]}', ":1", 'found "turns"'),
         ("TIMESTAMP,Context\nx,1\n", ":1", "ContextTokens and GeneratedTokens"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,1\n", ":2", "whole numbers"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nx,-1,2\n", ":2", "whole numbers"),
@@ -231,3 +231,68 @@ def test_the_public_data_sets_are_read_whole(name: str, rows: int, mean_tokens: 
     assert all(some)
     if mean_tokens:
         assert np.mean([len(prompt) / 5 for prompt in some]) == pytest.approx(mean_tokens, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "data", "follow_ups"),
+    [
+        ({"prompt": "a", "output_tokens": 7, "timestamp": 3}, {"prompt": "a", "max_tokens": 7}, ()),
+        ({"text_input": "a", "output_length": 7}, {"prompt": "a", "max_tokens": 7}, ()),
+        ({"custom_id": "c", "method": "POST", "url": "/v1", "body": {"prompt": "a"}},
+         {"prompt": "a"}, ()),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"},
+                            {"from": "human", "value": "c"}]}, {"prompt": "a"}, ("c",)),
+        ({"turns": [{"text": "a"}, {"text": "b"}], "session_id": "s"}, {"prompt": "a"}, ("b",)),
+        ({"prompt": [1, 2], "temperature": 0}, {"prompt": [1, 2], "temperature": 0}, ()),
+    ],
+)  # fmt: skip
+def test_other_tools_columns_get_their_meaning_and_none_is_sent_as_it_is(
+    tmp_path: Path, line: object, data: object, follow_ups: object
+) -> None:
+    (only,) = load_inputs(written(tmp_path, json.dumps(line)))
+    assert (only.data, only.follow_ups) == (data, follow_ups)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": null}', '{"prompt": 3}', '{"prompt": {}}', '{"input": null}', '{"input": []}',
+        '{"messages": null}', '{"messages": [{"role": null}]}', '{"question": null}',
+        '{"messages": [{"role": "user", "content": 1}]}', '{"task_id": "t", "prompt": null}',
+        '{"prompt": "a", "max_tokens": "7"}', '{"prompt": "a", "output_tokens": null}',
+        '{"prompt": "a", "output_tokens": 1, "max_tokens": 1}', '{"prompt": "a", "odd": 1}',
+        '{"conversations": [{"from": "human", "value": null}]}', '{"turns": []}',
+        '{"conversations": [{"from": "gpt", "value": "a"}]}', '{"text_input": null}',
+    ],
+)  # fmt: skip
+def test_a_field_of_another_type_is_named_with_its_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        load_inputs(written(tmp_path, '{"prompt": "first"}\n' + line))
+    assert caught.value.place.endswith(":2")
+
+
+def test_for_the_json_api_the_fields_are_the_users_own(tmp_path: Path) -> None:
+    (only,) = load_inputs(written(tmp_path, '{"prompt": null, "output_tokens": 1}'), raw=True)
+    assert only.data == {"prompt": None, "output_tokens": 1}
+
+
+@pytest.mark.parametrize("block", [16, 64, 512])
+def test_the_block_of_a_traces_hash_ids_follows_from_its_lengths(
+    tmp_path: Path, block: int
+) -> None:
+    rows = [
+        {"input_length": 3 * block, "output_length": 1, "hash_ids": [1, 2, last]} for last in (3, 4)
+    ]
+    first, second = load_inputs(written(tmp_path, "\n".join(map(json.dumps, rows))))
+    a, b = first.data["prompt"], second.data["prompt"]
+    alike = next(i for i in range(len(a)) if a[i] != b[i])
+    assert 2 * block * 5 <= alike <= 2 * block * 5 + 8
+    assert len(a) == len(b) == 3 * block * 5
+
+
+def test_hash_ids_that_go_with_no_block_are_refused(tmp_path: Path) -> None:
+    rows = ['{"input_length": 32, "output_length": 1, "hash_ids": [1, 2]}',
+            '{"input_length": 4000, "output_length": 1, "hash_ids": [1, 2]}']  # fmt: skip
+    with pytest.raises(PlanError, match="no number of tokens a block fits") as caught:
+        load_inputs(written(tmp_path, "\n".join(rows)))
+    assert caught.value.place.endswith(":2")

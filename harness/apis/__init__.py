@@ -12,7 +12,7 @@ understands. `reading` reads a reply, `stream` or `whole`; `tally` adds up what 
 `failures` quotes what servers say.
 """
 
-from harness.apis.address import url_for
+from harness.apis.address import models_url, url_for
 from harness.apis.dialects import API_NAMES, Api, api, problem_of
 from harness.apis.failures import excerpt, status_failure
 from harness.apis.reading import ReplyReader, ReplyRules
@@ -29,6 +29,7 @@ __all__ = [
     "StreamReader",
     "api",
     "excerpt",
+    "models_url",
     "problem_of",
     "read_json",
     "status_failure",

@@ -119,7 +119,8 @@ def describe_preflight(plan: Plan, target: str, probes: Sequence[Probe]) -> str:
             if "streamed" in detail:
                 facts.append("streams" if detail["streamed"] else "does not stream")
                 facts.append(_usage(detail))
-            lines.append(f"  {probe.task}: step {name}: {', '.join(facts) or 'ok'}")
+            asked = f" ({detail['url']})" if detail.get("url") else ""
+            lines.append(f"  {probe.task}: step {name}: {', '.join(facts) or 'ok'}{asked}")
             if "one_read" in detail:
                 lines.append(f"    {in_one_read(detail['one_read'])}")
     if plan.repeat > 1:

@@ -62,6 +62,7 @@ from harness.plan.written import (
     json_schema,
 )
 from harness.units import format_count
+from harness.urls import socket_path
 
 __all__ = [
     "MOST_REPEATS",
@@ -237,6 +238,8 @@ def with_url(plan: Plan, url: str, *, option: str = "--target") -> Plan:
         raise PlanError(option, str(errors.errors()[0]["ctx"]["error"])) from None
     if plan.target.http2 and (problem := http2_problem(entry.url)):
         raise PlanError(option, problem)
+    if plan.target.proxy and socket_path(entry.url):
+        raise PlanError(option, "found a unix socket, which the plan's proxy cannot reach")
     return replace(plan, target=replace(plan.target, url=entry.url))
 
 

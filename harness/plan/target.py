@@ -11,6 +11,7 @@ from harness.errors import PlanError
 from harness.masking import mask_query
 from harness.plan.document import Places
 from harness.plan.written import TargetEntry
+from harness.urls import socket_path
 
 _NEEDS_HTTPS = "HTTP/2 needs an https URL, since TLS negotiates it; found"
 
@@ -19,6 +20,9 @@ def check_target(target: TargetEntry, places: Places) -> None:
     """Raise PlanError at the first setting that does not go with the others."""
     if target.http2 and (problem := http2_problem(target.url)):
         raise PlanError(places.place(("target", "http2")), problem)
+    if target.proxy is not None and socket_path(target.url) is not None:
+        problem = "found a proxy for a unix socket, which none can reach; remove it"
+        raise PlanError(places.place(("target", "proxy")), problem)
     if target.key is not None and target.cert is None:
         problem = "found a key without a certificate; add cert: FILE"
         raise PlanError(places.place(("target", "key")), problem)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -19,7 +18,6 @@ from pydantic import (
 )
 
 from harness.budget import SEGMENT, near_miss, window_problem
-from harness.masking import mask_query
 from harness.proxies import proxy_problem
 from harness.units import (
     format_rate,
@@ -29,6 +27,7 @@ from harness.units import (
     parse_size,
     parse_token_price,
 )
+from harness.urls import canonical_url
 
 Kind = Literal["constant", "poisson"]
 MOST_PER_S = 1_000_000
@@ -159,25 +158,13 @@ def _verify(value: object, info: ValidationInfo) -> bool | Path:
 
 def _url(value: object) -> str:
     allowed = "allowed are embedded and a URL, like http://localhost:8000"
-    if value == "embedded":
-        return "embedded"
     if not isinstance(value, str):
         raise _refused(value, allowed)
-    known = mask_query(value)
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"found a URL that cannot be read ({error}); {allowed}") from None
-    if "@" in parts.netloc:
-        problem = "found a user or password in the URL; use the header Authorization and a ${VAR}"
-        raise ValueError(problem)
-    if parts.scheme not in ("http", "https") or "://" not in value:
-        hint = near_miss(known, ["embedded"]) or f'; did you mean "http://{known}"?'
-        raise _refused(known, allowed + (hint if "://" not in value else ""))
-    if not host or not value.isprintable() or " " in value:
-        raise _refused(known, f"it has no usable host; {allowed}")
-    return value
+    if value.strip() == "embedded":
+        return "embedded"
+    if "://" not in value and (hint := near_miss(value.strip(), ["embedded"])):
+        raise _refused(value, allowed + hint)
+    return canonical_url(value, allowed=allowed)
 
 
 def _proxy(value: object) -> str:

@@ -153,7 +153,7 @@ class Client(httpx.Client):
         outer: Step | None,
     ) -> httpx.Response:
         """Send a request on a kept connection, and record it."""
-        watch = _begin(journey, outer, shape.step)
+        watch = _begin(journey, outer, shape.step, shape.head.url)
         try:
             with Within(shape.limit_s):
                 fetched = transport.fetch_straight(shape.head, body, shape.timeouts)
@@ -189,7 +189,7 @@ class Client(httpx.Client):
         journey, outer = place()
         if OWN in request.extensions or journey is None:
             return super().send(request, stream=stream, **options)
-        watch = _begin(journey, outer, step_name(request))
+        watch = _begin(journey, outer, step_name(request), request.url)
         limit_s = None if stream else request.extensions.get("timeout", {}).get("read")
         try:
             with Within(limit_s):
@@ -240,8 +240,9 @@ class _Watch:
             self.journey.run.recorder.add(self.journey.stage, self.step.name, "request", took_ns)
 
 
-def _begin(journey: Journey, outer: Step | None, name: str) -> _Watch:
+def _begin(journey: Journey, outer: Step | None, name: str, url: httpx.URL) -> _Watch:
     this = outer or journey.begin(name, None)
+    this.url = url
     return _Watch(journey, this, outer is None, journey.call(this.name), time.monotonic_ns())
 
 

@@ -381,13 +381,15 @@ def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
     said = f": {detail['error']}" if detail.get("error") else ""
     if (failure or "").startswith("exception"):
         raise UserError(f"the scenario's task {broken[0].task} failed in the preflight{said}")
+    asked = f", asked {detail['url']}" if detail.get("url") else ""
     if limit := name_in(failure or ""):
         raise GeneratorError(
             f"this machine met a limit of its own in the preflight, at step {step} "
             f"({limit}{said}): {setting(limit)}"
         )
     raise TargetError(
-        f"{mask_query(url)} did not pass the preflight: step {step} failed with {failure}{said}; "
+        f"{mask_query(url)} did not pass the preflight: step {step} failed with {failure}{said}"
+        f"{asked}; "
         f"{_advice(failure or '')}"
     )
 

@@ -35,6 +35,7 @@ from harness.budget import RUN, SEGMENT
 from harness.errors import RequestFailed, UserError
 from harness.inputs import Inputs
 from harness.limits import kind_of, limit_met
+from harness.masking import mask_query
 from harness.swarm.short import Shapes
 from harness.transport import RequestHead, Stamps, Transport
 from harness.wire import Ends
@@ -94,6 +95,8 @@ class Run:
     """The dialects in which inputs are sent as they are."""
     logged: set[tuple[str, str]] = field(default_factory=set)
     """Kinds of errors in the scenario, by task, whose traceback is in the log."""
+    asked: httpx.URL | None = None
+    """Where the last model call went."""
     on_step: Callable[[Step, Journey], None] | None = None
     """Told of every finished step; plain Locust's statistics listen here."""
 
@@ -109,6 +112,8 @@ class Step:
     limit_ns: int = 0
     """How long it lasted at least if its failure is a timeout."""
     failure: str | None = None
+    url: httpx.URL | None = None
+    """Where its last request went."""
     values: dict[str, int] = field(default_factory=dict)
     gaps: Sequence[int] = ()
     ends: Mapping[str, Ends] = field(default_factory=dict)
@@ -119,6 +124,11 @@ class Step:
     cost: Decimal | None = _NOTHING
     """n$ so far, of its own call and of the steps inside it; None once one of them is unknown."""
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """The URL of its last request as it may be shown; empty where it made none."""
+        return "" if self.url is None else mask_query(str(self.url))
 
     def fail(self, kind: str, detail: str = "") -> None:
         """Count this execution as failed, by its kind (`invalid reply`, …)."""
@@ -188,8 +198,11 @@ class Journey:
             least_ns = step.limit_ns if step.failure == "timeout" else 0
             step.values = {"e2el_all": max(elapsed_ns, least_ns)}
             step.ends, step.gap_ends = {}, None
+            if step.url is not None:
+                step.detail["url"] = step.asked
             if run.first_failure is None:
-                run.first_failure = f"{step.failure} {step.detail.get('error', '')}".strip()
+                said = f"{step.failure} {step.detail.get('error', '')}".strip()
+                run.first_failure = f"{said}, asked {step.asked}" if step.url else said
         if step.reply is not None:
             count_reply(run.recorder.load(self.stage), step.reply)
         run.recorder.request(

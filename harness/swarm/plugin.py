@@ -41,6 +41,7 @@ from harness.swarm.manifest import (
 from harness.swarm.session import IntervalClock, hide, limits_of, make_run
 from harness.swarm.user import Journey, ModelUser, Step
 from harness.transport.alarm import Alarm
+from harness.urls import canonical_url
 
 log = logging.getLogger(__name__)
 
@@ -246,12 +247,16 @@ def _plan_for(environment: Any, options: Any) -> Plan:
         return plan if not options.host else with_url(plan, options.host, option="--host")
     if not options.host:
         raise UserError(f"name the target with --host, or put a plan at {beside}")
+    try:
+        url = canonical_url(options.host)
+    except ValueError as error:
+        raise UserError(f"--host: {error}") from None
     return Plan(
         name=scenario.stem,
         path=None,
         source="",
         redacted_source="",
-        target=Target(url=options.host),
+        target=Target(url=url),
         scenario=scenario,
         inputs=None,
         load=(free,),

@@ -44,7 +44,7 @@ def make_run(plan: Plan, url: str, recorder: Recorder, *, worker: int = 0) -> Ru
         url=url,
         recorder=recorder,
         transport=open_transport(plan.target, url),
-        inputs=load_inputs(plan.inputs) if plan.inputs else None,
+        inputs=load_inputs(plan.inputs, raw=plan.target.api == "json") if plan.inputs else None,
         rules=apis.ReplyRules(
             max_reply_bytes=plan.target.max_reply_bytes,
             max_event_bytes=plan.target.max_event_bytes,

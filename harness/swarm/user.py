@@ -200,6 +200,7 @@ class ModelUser(User):
             if isinstance(data, _InputData):
                 self.run_state.fed.add(dialect)
                 this.detail |= {"input": data.id, "category": data.category}
+            this.url = self.run_state.asked = self._head(api).url
             body = api.body(data, target.model, {**target.params, **params})
             reader = apis.ReplyReader(
                 api,

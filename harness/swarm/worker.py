@@ -12,6 +12,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,22 @@ class Worker:
                 ) from error
             raise TargetError(
                 f"{mask_query(self._job.url)} did not pass the preflight: "
-                f"{type(error).__name__}: {error}, in on_start or on_stop of {cls.__name__}; "
-                "check the target"
+                f"{type(error).__name__}: {error}{self._asked(error)}, in on_start or on_stop of "
+                f"{cls.__name__}; check the target"
             ) from error
         except Exception as error:
             raise UserError(
                 f"{_where(error)}; on_start or on_stop of {cls.__name__} failed"
             ) from error
         return probes
+
+    def _asked(self, error: Exception) -> str:
+        """Say where the request went that failed outside of any task."""
+        url = self._run.asked if isinstance(error, RequestFailed) else None
+        if isinstance(error, httpx.RequestError | httpx.HTTPStatusError):
+            with suppress(RuntimeError):  # an error that was raised without a request
+                url = error.request.url
+        return "" if url is None else f", asked {mask_query(str(url))}"
 
     def _probe(self, user: ModelUser, task: Any) -> frames.Probe:
         seen: list[Step] = []
@@ -132,7 +141,7 @@ class Worker:
                 user.run_task(Arrival("preflight", now, now), task)
         finally:
             self._run.on_step = None
-        steps = tuple((step.name, step.failure, step.detail) for step in seen)
+        steps = tuple((s.name, s.failure, s.detail | {"url": s.asked}) for s in seen)
         failure = next((failure for _, failure, _ in steps if failure), None)
         return frames.Probe(task=getattr(task, "__name__", str(task)), steps=steps, failure=failure)
 

@@ -22,7 +22,6 @@ from ssl import SSLContext
 import gevent
 import httpx
 
-from harness.hosts import UNIX, with_kept_case
 from harness.http1 import ProtocolViolation
 from harness.http2 import StreamUnprocessed
 from harness.plan import Target
@@ -48,6 +47,7 @@ from harness.transport.poller import Poller
 from harness.transport.routes import Route, Routes
 from harness.transport.sockets import StampedSocket
 from harness.transport.tls import client_context, refusal
+from harness.urls import UNIX_SCHEME, canonical_url
 
 __all__ = [
     "ANSWER",
@@ -81,7 +81,7 @@ def open_transport(target: Target, url: str) -> Transport:
         cert=target.cert,
         key=target.key,
         routes=Routes.of(target),
-        target=origin_of(httpx.URL(with_kept_case(url))),
+        target=origin_of(httpx.URL(canonical_url(url))),
         max_body_bytes=target.max_reply_bytes,
     )
 
@@ -326,7 +326,7 @@ class Transport(httpx.BaseTransport):
         if route.proxy is not None:
             context = self._proxy_context if route.proxy.has_tls else None
             route.proxy.open(socket, origin, context)
-        elif scheme == UNIX:
+        elif scheme == UNIX_SCHEME:
             socket.connect_unix(host)
         else:
             socket.connect(host, port)

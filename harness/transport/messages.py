@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 
 import httpx
 
-from harness.hosts import UNIX, decoded_host
 from harness.http1 import Head
+from harness.urls import UNIX_SCHEME, decoded_host
 
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
-_PORTS = {"http": 80, "https": 443, UNIX: 0}
+_PORTS = {"http": 80, "https": 443, UNIX_SCHEME: 0}
 _LENGTH = re.compile(rb"\r\ncontent-length: ([^\r]*)", re.IGNORECASE)
 _ZONE = re.compile(rb"%[^\]]*")
 _HOP_BY_HOP = frozenset(
@@ -298,7 +298,7 @@ def _fields(request: httpx.Request) -> Fields:
     if "%" not in request.url.host:
         return fields
     named = request.url.netloc
-    host = b"localhost" if request.url.scheme == UNIX else _ZONE.sub(b"", named)
+    host = b"localhost" if request.url.scheme == UNIX_SCHEME else _ZONE.sub(b"", named)
     return [(n, host if v == named and n.lower() == b"host" else v) for n, v in fields]
 
 
