@@ -229,20 +229,31 @@ class Recorder:
         self._journeys.append(journey)
 
     def flush(
-        self, index: int, *, cpu: float | None = None, stall_ns: int = 0, gc_ns: int = 0
+        self,
+        index: int,
+        *,
+        cpu: float | None = None,
+        stall_ns: int = 0,
+        gc_ns: int = 0,
+        between: Callable[[], object] = lambda: None,
     ) -> Report:
-        """Return the report of interval `index`, with the worker's vitals, and begin the next."""
+        """Return the report of interval `index`, with the worker's vitals, and begin the next.
+
+        What is recorded from now on is the next one's, so that others may have a turn `between`
+        two metrics.
+        """
         samples, self._samples = self._samples, defaultdict(list)
         ends, self._ends = self._ends, defaultdict(list)
         finished, self._finished = self._finished, defaultdict(Finished)
         load, self._load = self._load, defaultdict(Load)
         journeys, self._journeys = self._journeys, []
+        measured = {}
+        for key, values in samples.items():
+            measured[key] = self._measure(key, values, ends.get(key, ()))
+            between()
         return Report(
             index=index,
-            measured={
-                key: self._measure(key, values, ends.get(key, ()))
-                for key, values in samples.items()
-            },
+            measured=measured,
             finished=dict(finished),
             load=dict(load),
             cpu=cpu,

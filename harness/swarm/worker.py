@@ -182,7 +182,7 @@ class Worker:
 
     def _flush(self, index: int, vitals: dict[str, Any]) -> None:
         self._dispatcher.observe()
-        self._send(self._recorder.flush(index, **vitals))
+        self._send(self._recorder.flush(index, between=partial(gevent.sleep, 0), **vitals))
         self._dispatcher.observe()
 
 
