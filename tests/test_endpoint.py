@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import signal
@@ -123,7 +124,8 @@ def test_long_replies_hold_raw_text_that_is_not_ascii(http: httpx.Client, url: s
     body = {**CHAT, "max_tokens": 80, "ignore_eos": True, "stream": True}
     reply = http.post(f"{url}/v1/chat/completions", json=body)
     assert "café".encode() in reply.content
-    assert "\u2028".encode() in reply.content
+    assert "\u2028".encode() not in reply.content
+    assert b"\\u2028" in reply.content
     assert len(events_of(reply)) == 1 + 80 + 1 + 1
 
 
@@ -211,7 +213,7 @@ def test_models_and_health_answer(http: httpx.Client, url: str) -> None:
         ("/v1/completions", b'{"prompt": "x", "max_tokens": 0}', "max_tokens"),
         ("/v1/completions", b'{"prompt": "x", "max_tokens": true}', "max_tokens"),
         ("/v1/embeddings", b'{"input": []}', "input"),
-        ("/v1/embeddings", b'{"input": [1]}', "input"),
+        ("/v1/embeddings", b'{"input": [1.5]}', "input"),
         ("/v1/predict", b"{}", "instances"),
     ],
 )
@@ -736,3 +738,63 @@ def test_the_server_shares_no_code_with_the_client() -> None:
         "harness",
         "harness.errors",
     }
+
+
+def _posted(http: httpx.Client, url: str, path: str, **body: object) -> httpx.Response:
+    return http.post(f"{url}/v1/{path}", json=body)
+
+
+def test_n_choices_come_interleaved_and_each_ends(http: httpx.Client, url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "n": 2, "max_completion_tokens": 3}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    reply = _posted(http, url, "chat/completions", **body, **options)
+    events = [json.loads(line[6:]) for line in reply.text.split("\n") if line[6:7] == "{"]
+    indexes = [choice["index"] for event in events for choice in event["choices"]]
+    assert indexes == [0, 1] * 5
+    assert events[-1]["usage"]["completion_tokens"] == 6
+    whole = _posted(http, url, "chat/completions", **body).json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+
+
+@pytest.mark.parametrize("stop", [" answers", ["never", " answers"]])
+def test_a_reply_ends_before_what_stops_it(http: httpx.Client, url: str, stop: object) -> None:
+    for prompt in ("a", [1, 2]):
+        body = {"prompt": prompt, "stop": stop, "max_tokens": 60}
+        (choice,) = _posted(http, url, "completions", **body).json()["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert "answers" not in choice["text"]
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2], [3]]])
+def test_each_of_several_prompts_has_its_choice(
+    http: httpx.Client, url: str, prompt: object
+) -> None:
+    choices = _posted(http, url, "completions", prompt=prompt).json()["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1]
+
+
+@pytest.mark.parametrize(("given", "rows"), [([1, 2], 1), ([[1], [2]], 2), (["a", "b"], 2)])
+def test_an_embedding_has_the_dimensions_that_were_asked_for(
+    http: httpx.Client, url: str, given: object, rows: int
+) -> None:
+    data = _posted(http, url, "embeddings", input=given, dimensions=7).json()["data"]
+    assert [len(row["embedding"]) for row in data] == [7] * rows
+    coded = _posted(http, url, "embeddings", input=given, dimensions=7, encoding_format="base64")
+    assert len(base64.b64decode(coded.json()["data"][0]["embedding"])) == 28
+
+
+def test_a_model_that_is_not_served_is_not_found(http: httpx.Client, url: str) -> None:
+    assert http.get(f"{url}/v1/models/reference").json()["id"] == "reference"
+    asked = _posted(http, url, "completions", prompt="a", model="other")
+    for reply in (http.get(f"{url}/v1/models/other"), asked):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 0}, {"n": "2"}, {"stop": 3}, {"stop": [""]}, {"max_tokens": 1.5}, {"model": 1}]
+)
+def test_a_field_of_another_type_is_named_as_the_param(
+    http: httpx.Client, url: str, fields: dict[str, object]
+) -> None:
+    reply = _posted(http, url, "completions", prompt="a", **fields)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, next(iter(fields)))

@@ -30,6 +30,7 @@ from harness.endpoint.shapes import (
     Frames,
     RefusedError,
     as_json,
+    model,
     models,
     read_ask,
     whole_reply,
@@ -46,6 +47,7 @@ _MODEL_ROUTES = {
     "/v1/predict": "predict",
 }
 _PLAIN_ROUTES = ("/v1/models", "/health", "/truth")
+_ONE_MODEL = "/v1/models/"
 _BODIES_REMEMBERED = 100_000
 _JSON = b"application/json"
 
@@ -163,7 +165,8 @@ class Endpoint:
 
     def _plain(self, scope: Scope) -> bytes:
         path = scope["path"]
-        if path not in _PLAIN_ROUTES and path not in _MODEL_ROUTES:
+        name = path.removeprefix(_ONE_MODEL) if path.startswith(_ONE_MODEL) else ""
+        if not name and path not in _PLAIN_ROUTES and path not in _MODEL_ROUTES:
             raise RefusedError(f"there is no {path}", status=404, code="not_found")
         if path in _MODEL_ROUTES or scope["method"] != "GET":
             raise RefusedError(f"{scope['method']} is not for {path}", status=405)
@@ -172,7 +175,8 @@ class Endpoint:
         if path == "/truth":
             return self._tell(parse_qs(scope["query_string"].decode("latin-1")))
         self._authorise(dict(scope["headers"]))
-        return models(self._settings.model)
+        served = self._settings.models
+        return model(name, served) if name else models(served)
 
     def _tell(self, query: dict[str, list[str]]) -> bytes:
         if "id" in query:
@@ -239,7 +243,8 @@ class Endpoint:
     ) -> None:
         truth = reply.truth
         self._authorise(headers)
-        ask = read_ask(kind, body, self._settings.model)
+        raw = bool(self._settings.raw_separators)
+        ask = read_ask(kind, body, self._settings.models, raw_separators=raw)
         forced = _forced(headers.get(b"x-fault"))
         script = draw(self._settings, kind, body, self._earlier(kind, body), forced)
         faults = script.faults
@@ -257,7 +262,8 @@ async def _whole(ask: Ask, script: Script, reply: _Reply, started_ns: int) -> No
     payload = whole_reply(ask, truth.id, script.tokens)
     due = started_ns + script.first_ns + faults.stall_ns
     if ask.kind in ("chat", "completions"):
-        due += sum(script.gap_ns() for _ in range(ask.length(script.tokens)[0] - 1))
+        longest = max(len(ask.choice(i, script.tokens)[0]) for i in range(ask.choices))
+        due += sum(script.gap_ns() for _ in range(longest - 1))
     await _until(due)
     if faults.reset:
         reply.reset()
@@ -273,11 +279,12 @@ async def _whole(ask: Ask, script: Script, reply: _Reply, started_ns: int) -> No
 async def _stream(ask: Ask, script: Script, reply: _Reply, started_ns: int) -> None:
     """Write a token an event, each due at a time counted from the start: lateness never adds up."""
     truth, faults = reply.truth, script.faults
-    frames, pieces = Frames(ask, truth.id, script.tokens), ask.pieces()
+    frames = Frames(ask, truth.id, script.tokens)
     due, middle = started_ns + script.first_ns, frames.tokens // 2
     await reply.head(200, b"text/event-stream; charset=utf-8")
     if ask.kind == "chat":
-        truth.role_ns = await reply.part(frames.role())
+        stamps = [await reply.part(role) for role in frames.roles()]
+        truth.role_ns = stamps[0]
     for index in range(0 if faults.interrupted else frames.tokens):
         if index == middle:
             due += faults.stall_ns
@@ -287,7 +294,7 @@ async def _stream(ask: Ask, script: Script, reply: _Reply, started_ns: int) -> N
         if index == middle and faults.malformed:
             await reply.part(frames.broken())
         else:
-            truth.token_ns.append(await reply.part(frames.token(next(pieces))))
+            truth.token_ns.extend([await reply.part(token) for token in frames.round(index)])
         due += script.gap_ns()
     if faults.reset:
         reply.reset()
@@ -301,7 +308,8 @@ async def _stream(ask: Ask, script: Script, reply: _Reply, started_ns: int) -> N
 
 async def _finish(frames: Frames, faults: Faults, reply: _Reply) -> None:
     truth, usage = reply.truth, frames.usage()
-    truth.finish_ns = await reply.part(frames.finish())
+    for finish in frames.finishes():
+        truth.finish_ns = await reply.part(finish)
     if usage is not None:
         truth.usage_ns = await reply.part(usage)
     if not faults.no_done:

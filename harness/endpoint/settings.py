@@ -62,8 +62,10 @@ class Settings:
     """Share that pauses half-way for `stall_ms`."""
     stall_ms: float = _between(2000.0, 0)
     """Length of that pause, milliseconds."""
-    model: str = "reference"
-    """The model's name in /v1/models, and in replies to requests that name none."""
+    model: str = "reference, tiny"
+    """The names that are served, with commas between; the first stands for none. Others get 404."""
+    raw_separators: int = _between(0, 0, 1)
+    """1 sends U+2028 raw in replies, which breaks clients that split lines there."""
     api_key: str | None = None
     """Bearer token that /v1/ asks for; None asks for none."""
     history: int = _between(20_000, 1)
@@ -72,6 +74,12 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), each.metadata)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models that are served, at least one."""
+        names = tuple(name.strip() for name in self.model.split(","))
+        return tuple(filter(None, names)) or ("",)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
