@@ -172,6 +172,15 @@ def load_inputs(path: Path, *, raw: bool = False) -> Inputs:
     return Inputs(tuple(_with_blocks(rows, places)))
 
 
+def unsent_columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of other tools, beside a prompt, that are not sent; ascending."""
+    found: set[str] = set()
+    for _, _, line in _lines(path):
+        if any(key in line for key in (*_BODY_KEYS, *_TEXT_NAMES)):
+            found |= _LEFT_OUT & line.keys()
+    return tuple(sorted(found))
+
+
 def check_inputs(inputs: Inputs, path: Path, problem_of: Callable[[Line], str | None]) -> None:
     """Raise PlanError at the first input whose fields are not what they are sent as.
 

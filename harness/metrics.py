@@ -51,8 +51,8 @@ METRICS: dict[str, Metric] = {
             "itl",
             "time",
             "Inter-token latency: gap between successive token events, one sample per gap. Tokens "
-            "that came in one event make no gap; events that came in one read share its stamp, and their "
-            "gaps are known within two ends.",
+            "that came in one event make no gap; of events that came in one read, gaps are known "
+            "between two ends.",
             per_request=False,
         ),
         _metric(
@@ -130,9 +130,9 @@ METRICS: dict[str, Metric] = {
             "error_rate",
             "share",
             "Failed requests ÷ all requests. Failed by kind: connect, timeout, reset, status, "
-            "truncated stream or body, malformed or error event, invalid or empty reply, reply too "
-            "large, generator limit, cut off by the end of the run. Of run: root steps; a task that "
-            "fails after its last one fails that one.",
+            "truncated stream or body, malformed or error event, invalid or empty reply, reply "
+            "too large, generator limit, cut off by the end of the run. Of run: root steps; a task "
+            "that fails after its last one fails that one.",
             per_request=False,
         ),
         _metric(

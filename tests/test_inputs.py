@@ -12,7 +12,7 @@ import pytest
 
 from harness import apis
 from harness.errors import PlanError
-from harness.inputs import check_inputs, load_inputs
+from harness.inputs import check_inputs, load_inputs, unsent_columns
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -296,3 +296,13 @@ def test_hash_ids_that_go_with_no_block_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no number of tokens a block fits") as caught:
         load_inputs(written(tmp_path, "\n".join(rows)))
     assert caught.value.place.endswith(":2")
+
+
+def test_columns_of_other_tools_that_are_not_sent_are_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"prompt": "a", "timestamp": 1, "output_tokens": 5}\n'
+        '{"prompt": "b", "session_id": "x"}\n'
+        '{"input_length": 10, "output_length": 5, "hash_ids": [1], "timestamp": 3}\n'
+    )
+    assert unsent_columns(file) == ("session_id", "timestamp")

@@ -35,6 +35,7 @@ from harness.cli.screen import (
     note,
     scrubbed,
     shown,
+    unsent,
     unwritten_told,
     warn,
 )
@@ -132,6 +133,7 @@ def run(
     base = load_recording(baseline) if baseline else None
     warn(ctx, warning(plan), *misfits(plan), None if base else without_baseline(plan.budgets))
     note(ctx, expected(plan))
+    note(ctx, unsent(plan))
     with live(quiet=quiet) as show:
         result = run_plan(plan, folder, show, baseline=base)
     finish(ctx, result, json_to=json_to, quiet=quiet, verbose=verbose)
@@ -150,6 +152,7 @@ def check(ctx: click.Context, plan_file: Path, url: str | None) -> None:
     plan = plan_of(ctx, plan_file, {"url": url})
     target, probes = preflight(plan)
     click.echo(scrubbed(ctx, describe_preflight(plan, target, probes)))
+    note(ctx, unsent(plan))
     warn(ctx, *misfits(plan), *out_of_reach(plan), *undecidable(plan))
 
 

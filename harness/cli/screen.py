@@ -147,6 +147,16 @@ def note(ctx: click.Context, text: str | None) -> None:
         click.echo(scrubbed(ctx, f"harness: {text}"), err=True)
 
 
+def unsent(plan: Plan) -> str | None:
+    """Say which columns of the plan's inputs are not sent; None when all are."""
+    from harness.inputs import unsent_columns
+
+    if plan.inputs is None or plan.target.api == "json":
+        return None
+    columns = unsent_columns(plan.inputs)
+    return f"of {plan.inputs.name} is not sent: {', '.join(columns)}" if columns else None
+
+
 @contextmanager
 def unwritten_told(ctx: click.Context, where: Path) -> Iterator[None]:
     """Warn of what could not be written: a result that is known is not lost with it."""
