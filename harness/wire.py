@@ -23,6 +23,7 @@ from harness.errors import RequestFailed
 MAX_EVENT_BYTES = 1 << 20
 
 _LINE_END = re.compile(rb"\r\n?|\n")  # the only three; U+2028 and the like are data
+_LF = ord("\n")
 _NOTHING_LOOSE: Mapping[int, int] = {}
 _BOM = b"\xef\xbb\xbf"
 
@@ -121,11 +122,11 @@ class SSEDecoder:
         end = data.find(b"\n")
         if (
             end == len(data) - 2
+            and data[-1] == _LF
+            and data[:6] == b"data: "
             and self._idle
             and end <= self.max_event_bytes
-            and data.startswith(b"data: ")
-            and data.endswith(b"\n")
-            and b"\r" not in data
+            and data.find(b"\r") < 0
             and t_ns not in self.loose
         ):
             self._first = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 Fields = Mapping[str, Any]
@@ -16,7 +17,7 @@ _REASONING = re.compile(r"reason|think|thought", re.IGNORECASE)
 _NO_OUTPUT = re.compile(r"finish|stop|signature|token|effort|budget|(^|_)id$", re.IGNORECASE)
 _MOST_DEPTH = 4  # of parts inside parts
 
-_USAGES = ("usage", "usage_metadata", "usageMetadata")
+_USAGES = ("usage_metadata", "usageMetadata")
 _MOST_TOKENS = 10**9  # of one reply: what claims more is no count
 _INPUT = ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount")
 _OUTPUT = (
@@ -118,12 +119,14 @@ def _read_parts(content: Any) -> Output:
 
 def _reasoning_of(part: Fields) -> str:
     """Return the reasoning under whatever name; servers that have several give it in each."""
-    found = (
-        "".join(_texts(value))
-        for name, value in part.items()
-        if value and _REASONING.search(name) and not _NO_OUTPUT.search(name)
-    )
+    found = ["".join(_texts(value)) for name, value in part.items() if value and _reasons(name)]
     return max(found, key=len, default="")
+
+
+@lru_cache(maxsize=1024)
+def _reasons(name: str) -> bool:
+    """Tell whether a field holds reasoning, by its name."""
+    return bool(_REASONING.search(name)) and not _NO_OUTPUT.search(name)
 
 
 def _texts(value: Any, depth: int = 0) -> Iterator[str]:
@@ -135,25 +138,28 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
             yield from _texts(one, depth + 1)
     elif isinstance(value, dict) and depth < _MOST_DEPTH:
         for name, one in value.items():
-            if name in ("text", "summary", "content", "data") or (
-                _REASONING.search(name) and not _NO_OUTPUT.search(name)
-            ):
+            if name in ("text", "summary", "content", "data") or _reasons(name):
                 yield from _texts(one, depth + 1)
 
 
-def reports(value: Fields) -> Iterator[Fields]:
-    """Yield the usage reports of a chunk or reply, wherever servers put them."""
-    places: list[Any] = [value]
+def reports(value: Fields) -> list[Fields]:
+    """Return the usage reports of a chunk or reply, wherever servers put them."""
+    if isinstance(usage := value.get("usage"), dict):
+        return [usage]
+    found = [one for name, one in value.items() if name in _USAGES]
+    found += [one.get("usage") for name, one in value.items() if _is_aside(name, one)]
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            places += [choice, choice.get("delta") or choice.get("message")]
-    places += [one for name, one in value.items() if name.startswith("x_") or name == "meta"]
-    for place in places:
-        if isinstance(place, dict):
-            for name in _USAGES:
-                if isinstance(found := place.get(name), dict):
-                    yield found
+            part = choice.get("delta") or choice.get("message")
+            found.append(choice.get("usage"))
+            found.append(part.get("usage") if isinstance(part, dict) else None)
+    return [report for report in found if isinstance(report, dict)]
+
+
+def _is_aside(name: str, value: Any) -> bool:
+    """Tell whether a field is what a server says of its own, like `x_groq`."""
+    return (name[:2] == "x_" or name == "meta") and isinstance(value, dict)
 
 
 def usage_of(report: Fields) -> Usage:

@@ -7,13 +7,13 @@ declares: proxies repeat headers and rename types. Content-Encoding is undone as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.apis.dialects import Api
 from harness.apis.failures import content_type, not_a_stream
 from harness.apis.reply import Reply
-from harness.apis.stream import MAX_REPLY_BYTES, StreamReader
+from harness.apis.stream import MAX_REPLY_BYTES, MORE_BYTES, StreamReader
 from harness.apis.whole import read_json
 from harness.errors import RequestFailed
 from harness.http1 import Decompressor, Piece, ProtocolViolation, TooLarge
@@ -21,7 +21,6 @@ from harness.wire import MAX_EVENT_BYTES
 
 _FIELD = re.compile(rb"(?:\xef\xbb\xbf)?(?:data|event|id|retry)?[:\r\n]")
 _OTHER = (b"{", b"[", b"<", b'"')  # how JSON and HTML begin
-_SETTING = "max_reply in the plan's target allows more"
 _NOTHING_LOOSE: Mapping[int, int] = {}
 _TELLING_BYTES = 16  # so many show how a body begins
 
@@ -67,7 +66,7 @@ class ReplyReader:
     def follow(
         self,
         headers: Mapping[str, str],
-        pieces: Iterable[Piece],
+        pieces: Sequence[Piece],
         since_ns: int,
         loose: Mapping[int, int] = _NOTHING_LOOSE,
     ) -> bool:
@@ -85,7 +84,7 @@ class ReplyReader:
             for data, t_ns in pieces:
                 self._take(headers, unfold.feed(data), t_ns, since_ns)
         except TooLarge as error:
-            self._failure = RequestFailed("reply too large", f"{error}; {_SETTING}")
+            self._failure = RequestFailed("reply too large", f"{error}; {MORE_BYTES}")
         except ProtocolViolation as error:
             self._failure = RequestFailed("invalid reply", str(error))
         except RequestFailed as error:
@@ -96,7 +95,7 @@ class ReplyReader:
         self,
         status: int,
         headers: Mapping[str, str],
-        pieces: Iterable[Piece],
+        pieces: Sequence[Piece],
         *,
         since_ns: int,
         end_ns: int,

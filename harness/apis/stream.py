@@ -6,7 +6,7 @@ The stamps are those of the reads, so it does not matter when they are decoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from harness.http1 import Piece
 from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
 
 MAX_REPLY_BYTES = 64 << 20
+MORE_BYTES = "max_reply in the plan's target allows more"
 DONE = b"[DONE]"
 _NOTHING_LOOSE: Mapping[int, int] = {}
 
@@ -75,30 +76,32 @@ class StreamReader:
         """Decode one read of the body, of this stamp; what comes when it is `over` is dropped."""
         self.feed_all(((data, t_ns),))
 
-    def feed_all(self, pieces: Iterable[Piece]) -> None:
+    def feed_all(self, pieces: Sequence[Piece]) -> None:
         """Decode several reads."""
-        decoder, plain, tally = self._decoder, self._plain, self._tally
+        if self._over:
+            return
+        single, plain, add = self._decoder.single, self._plain, self._tally.add_plain
         try:
+            self._count(pieces)
             for data, t_ns in pieces:
+                one = single(data, t_ns)
+                if one is None:
+                    self._add_all(self._decoder.feed(data, t_ns))
+                elif self._begun and (piece := plain(one)) is not None:
+                    add(piece, t_ns, t_ns)
+                    continue
+                else:
+                    self._add_other(Event(one, t_ns, t_ns))
                 if self._over:
                     return
-                self._bytes += len(data)
-                if self._bytes > self._max_bytes:
-                    raise RequestFailed(
-                        "reply too large",
-                        f"over {self._max_bytes:,} bytes; max_reply in the plan's target allows "
-                        "more",
-                    )
-                one = decoder.single(data, t_ns)
-                if one is None:
-                    for event in decoder.feed(data, t_ns):
-                        self._add(event)
-                elif self._begun and (piece := plain(one)) is not None:
-                    tally.add_plain(piece, t_ns, t_ns)
-                else:
-                    self._add(Event(one, t_ns, t_ns))
         except RequestFailed as found:
             self._failure, self._over = found, True
+
+    def _count(self, pieces: Sequence[Piece]) -> None:
+        self._bytes += sum(len(data) for data, _ in pieces)
+        if self._bytes > self._max_bytes:
+            limit = f"over {self._max_bytes:,} bytes"
+            raise RequestFailed("reply too large", f"{limit}; {MORE_BYTES}")
 
     def finish(
         self, end_ns: int, *, cause: RequestFailed | None = None, empty_ok: bool = False
@@ -136,15 +139,20 @@ class StreamReader:
         tally = self._tally
         return bool(tally.tokens) and (self._done_ns is not None or tally.usage_ends)
 
-    def _add(self, event: Event) -> None:
-        """Add an event up; raises RequestFailed when it is malformed or an error."""
-        if self._over:
-            return
-        piece = self._plain(event.data) if self._begun and event.event != "error" else None
+    def _add_all(self, events: Iterable[Event]) -> None:
+        """Add events up, until one is the last."""
+        for event in events:
+            piece = self._plain(event.data) if self._begun and event.event != "error" else None
+            if piece is not None:
+                self._tally.add_plain(piece, event.t_ns, event.after_ns)
+            else:
+                self._add_other(event)
+            if self._over:
+                return
+
+    def _add_other(self, event: Event) -> None:
+        """Add an event that is not plain; raises RequestFailed when it is malformed or an error."""
         self._begun = True  # the first is parsed whole whatever it brings: it names the model
-        if piece is not None:
-            self._tally.add_plain(piece, event.t_ns, event.after_ns)
-            return
         data = event.data.strip()
         if data == DONE:
             self._done_ns, self._over = event.t_ns, True

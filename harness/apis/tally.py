@@ -77,19 +77,20 @@ class Tally:
         self.tokens.append((t_ns, text != "", after_ns))
         if after_ns != t_ns:
             self.merged += 1
-        if self.choices == 1:
+        if index and self.choices == 1:
             index = 0
         if index not in self.seen:
             self.seen.add(index)
+        if text and not index:
+            self.text_chars += len(text)
+            if self.text_chars - len(text) <= self.max_text_chars:
+                self.text.append(text)
+        if reasoning:
+            self.reasoning_chars += reasoning
         if usage is not NO_REPORT:
             self._late_usage = usage
         if timings is not NO_REPORT:
             self._late_timings = timings
-        if reasoning:
-            self.reasoning_chars += reasoning
-        if text and index == 0 and self.text_chars <= self.max_text_chars:
-            self.text.append(text)
-            self.text_chars += len(text)
         self.usage_ends = False
 
     def add(self, value: Fields) -> tuple[bool, bool]:

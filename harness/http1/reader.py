@@ -106,8 +106,10 @@ class ResponseReader:
                 end = data.find(b"\r\n", 0, 20)
                 if end > 0:
                     size = _chunk_size(data[:end])
-                    if size and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-                        self._add(size)
+                    if size and len(data) == end + size + 4 and data[-2:] == b"\r\n":
+                        self._body_bytes += size
+                        if self._body_bytes > self.max_body_bytes:
+                            self._add(0)
                         self._new.append((data[end + 2 : -2], t_ns))
                         return
             elif self._mode == _HEAD and self._feed_known(data, t_ns):
