@@ -25,7 +25,7 @@ from gevent import monkey
 
 READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT
 _GEVENT_READ, _GEVENT_WRITE = 1, 2
-_BATCH = 1024
+_BATCH = 32  # sockets read at a time: about a millisecond, and others have their turn
 _REST_NS = 250_000
 _SLICE_NS = 500_000
 _LATER_NS = 20_000_000
@@ -136,10 +136,10 @@ class Poller:
     def _turn(self) -> None:
         began_ns = time.monotonic_ns()
         self._woke = False
-        self._call_ready()
+        more = self._call_ready()
         if self._due or self._behind:
             self._work()
-        if not self._woke and began_ns - self._free_ns < _REST_NS and self.may_rest():
+        if not more and not self._woke and began_ns - self._free_ns < _REST_NS and self.may_rest():
             self._rest()
         self._free_ns = time.monotonic_ns()
 
@@ -176,14 +176,17 @@ class Poller:
         except BaseException as error:  # noqa: BLE001 - what else is due must not wait for ever
             self._hub.handle_error(call, type(error), error, error.__traceback__)
 
-    def _call_ready(self) -> None:
+    def _call_ready(self) -> bool:
+        """Read some of what is ready; returns whether there may be more."""
         handlers = self._handlers
-        for fd, handler in [(fd, handlers.get(fd)) for fd, _ in self._epoll.poll(0, _BATCH)]:
+        ready = [(fd, handlers.get(fd)) for fd, _ in self._epoll.poll(0, _BATCH)]
+        for fd, handler in ready:
             if handler is not None and handlers.get(fd) is handler:  # not removed by one before it
                 try:
                     handler()
                 except BaseException as error:  # noqa: BLE001 - gevent would stop the one watcher
                     self._report(fd, handler, error)
+        return len(ready) == _BATCH
 
     def _report(self, fd: int, handler: Handler, error: BaseException) -> None:
         if isinstance(error, Exception):  # it would be raised again at every turn
