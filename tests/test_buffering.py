@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -11,9 +12,9 @@ import pytest
 from conftest import limits_of, stage
 
 from harness.budget import parse_budget
-from harness.health.streams import BUFFERED
-from harness.recorder import LEAST, MOST, Recorder, Recording, merge_reports
-from harness.report.facts import findings
+from harness.health.streams import BUFFERED, how_buffered
+from harness.recorder import LEAST, MOST, LoadTotals, Recorder, Recording, merge_reports
+from harness.report.facts import WhyNot, findings
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from harness.report.words import story
@@ -215,11 +216,40 @@ def test_every_report_says_what_buffered_the_stream(save_run: SaveRun) -> None:
     said = f"every reply came in one read: {BUFFERED}"
     assert verdict.budgets[0].reason == said
     found = findings(recording, verdict)
-    assert any(
-        said in line or said[1:] in line for line in [*story(verdict, found), verdict.detail]
-    )
-    assert "came in one read" in render_markdown(recording, verdict, found)
+    told = " ".join(story(verdict, found))
+    assert said in told
+    assert told.count(BUFFERED) == 1
+    for text in (told, render_markdown(recording, verdict, found)):
+        assert text.count("proxy_buffering off") == 1  # what helps is said once
     assert "came in one read" in render_page(recording, verdict, found)
+
+
+def test_no_chart_shows_gaps_of_nothing_where_the_stamps_do_not_say_when_events_came(
+    save_run: SaveRun,
+) -> None:
+    texts = ["chat.itl p99 < 60ms", "chat.ttft p95 < 400ms"]
+    many = {"intervals": LENGTH_S, "stages": [stage(end_s=LENGTH_S)]}
+    recording = save_run(replies(gap=0, gap_ends=(0, 800 * MS)), budgets=texts, **many)
+    verdict = judge(recording, [parse_budget(text) for text in texts])
+    found = findings(recording, verdict, recording)
+    assert found.subject is not None
+    assert found.subject.name == "chat.ttft"  # known, so that it takes the big charts
+    assert not isinstance(found.nines, WhyNot)
+    (other,) = found.others
+    for facts in (other.over_time, other.nines, other.heat):
+        assert isinstance(facts, WhyNot)
+        assert "known only between two ends" in facts.reason
+
+
+def test_a_bound_below_any_time_that_is_measured_is_nothing(judged: Judged) -> None:
+    found = judged(replies(gap=0, gap_ends=(0, 800 * MS)), "chat.itl p99 < 60ms")
+    assert found.low == 0
+
+
+def test_replies_of_one_token_are_not_said_to_be_buffered() -> None:
+    one = LoadTotals(token_events=100, merged=100, finished=100)
+    assert BUFFERED not in (how_buffered(one) or "")
+    assert BUFFERED in (how_buffered(replace(one, streams=50)) or "")
 
 
 # --- a proxy that holds a stream back --------------------------------------------------------------

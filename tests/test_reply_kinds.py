@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from harness.apis import ReplyReader, ReplyRules, StreamReader, api
+from harness.apis import ReplyReader, ReplyRules, StreamReader, api, read_json
+from harness.errors import RequestFailed
 
 CHAT = api("openai-chat")
 DONE = b"data: [DONE]\n\n"
@@ -127,6 +128,8 @@ def test_a_function_call_of_the_old_kind_is_a_tool_call():
         {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}},
         {"choices": [], "usage": {"input_tokens": 5, "output_tokens": 7}},
         {"choices": [], "usage": {"prompt_tokens": 5.0, "completion_tokens": 7.0}},
+        {"choices": [], "usage": {"prompt_tokens": "5", "completion_tokens": "7"}},
+        {"choices": [], "metadata": {"usage": {"prompt_tokens": 5, "completion_tokens": 7}}},
         {"choices": [], "x_groq": {"usage": {"prompt_tokens": 5, "completion_tokens": 7}}},
         chunk({}, "stop", x_groq={"usage": {"prompt_tokens": 5, "completion_tokens": 7}}),
         {"choices": [], "usage_metadata": {"promptTokenCount": 5, "candidatesTokenCount": 7}},
@@ -234,10 +237,46 @@ def test_a_reply_ends_with_its_done_and_what_follows_does_not_matter():
     assert read(sse(HELLO, STOP)).end_ns == 10**6
 
 
+@pytest.mark.parametrize("end", [[STOP], []])
+def test_a_reply_that_was_done_is_whole_whatever_breaks_off_what_follows(end):
+    reader = StreamReader(CHAT, since_ns=-1)
+    for t_ns, data in enumerate([*sse(HELLO, *end), DONE]):
+        reader.feed(data, t_ns)
+    reply = reader.finish(10, cause=RequestFailed("truncated stream", "the body had no end"))
+    assert (reply.failure, reply.unfinished) == (None, not end)
+
+
 @pytest.mark.parametrize("beat", [b"data:\n\n", b"data: \n\n", b": ping\n\n", b"event: ping\n\n"])
 def test_a_heartbeat_of_any_form_is_no_event(beat):
     reply = read([beat, *sse(HELLO), beat, *sse(STOP), beat, DONE])
     assert (reply.failure, len(reply.token_events)) == (None, 1)
+
+
+@pytest.mark.parametrize("beat", [b"data: ping\n\n", b"event: ping\ndata: 12:30\n\n"])
+def test_a_heartbeat_that_is_no_json_is_no_malformed_event(beat):
+    assert read([*sse(HELLO), beat, *sse(STOP)]).failure is None
+    assert read([*sse(HELLO), b"data: pong\n\n"]).failure.kind == "malformed event"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 500, "message": "broken"},
+        {"success": False, "errors": [{"message": "broken"}]},
+        {"detail": "broken"},
+        {"type": "error", "message": "broken"},
+        {"error": "broken"},
+    ],
+)
+def test_an_error_in_place_of_an_end_is_a_failure_whatever_mark_follows(error):
+    for end in ([], [DONE], sse({"choices": [], "usage": {"completion_tokens": 1}})):
+        failure = read([*sse(HELLO, error), *end]).failure
+        assert (failure.kind, failure.detail) == ("error event", "broken")
+
+
+def test_a_message_beside_a_reply_that_ends_is_no_error():
+    status = {"type": "status", "message": "loading"}
+    assert read(sse(status, HELLO, STOP)).failure is None
 
 
 def test_a_ping_event_with_data_is_no_token():
@@ -322,3 +361,38 @@ def test_an_empty_message_is_a_failure_too_unless_allowed():
     assert whole(empty, rules=ReplyRules(empty_ok=True)).failure is None
     call = {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     assert whole({"choices": [{"message": call}]}).failure is None
+
+
+# Answers of another API, and errors where a reply should be
+
+COMPLETIONS = api("openai-completions")
+
+
+def test_a_reply_in_the_shape_of_the_other_api_is_read():
+    text = {"choices": [{"index": 0, "text": "Hi", "finish_reason": None}]}
+    assert read(sse(text, text, STOP)).text == "HiHi"
+    reader = StreamReader(COMPLETIONS, since_ns=-1)
+    for t_ns, data in enumerate(sse(HELLO, HELLO, STOP)):
+        reader.feed(data, t_ns)
+    reply = reader.finish(10)
+    assert (reply.failure, reply.text, len(reply.token_events)) == (None, "HelloHello", 2)
+
+
+def test_an_error_beside_a_whole_reply_is_a_failure():
+    message = {"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}
+    assert whole({**message, "error": None}).failure is None
+    failure = whole({**message, "error": {"message": "broken"}}).failure
+    assert (failure.kind, failure.detail) == ("invalid reply", "an error: broken")
+
+
+@pytest.mark.parametrize("vector", [[None, None], [0.5, None]])
+def test_an_embedding_of_nulls_is_no_embedding(vector):
+    body = json.dumps({"data": [{"embedding": vector}]}).encode()
+    reply = read_json(api("openai-embeddings"), 200, {}, body)
+    assert "null" in reply.failure.detail
+
+
+def test_an_error_page_is_said_by_its_title():
+    page = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
+    assert read_whole(page, status=502).failure.detail == "502 Bad Gateway"
+    assert read_whole(b"", streamed=False).failure.detail == "no body (no content-type)"

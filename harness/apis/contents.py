@@ -18,6 +18,7 @@ _NO_OUTPUT = re.compile(r"finish|stop|signature|token|effort|budget|(^|_)id$", r
 _MOST_DEPTH = 4  # of parts inside parts
 
 _USAGES = ("usage_metadata", "usageMetadata")
+_DIGITS = re.compile(r"[0-9]{1,10}")
 _MOST_TOKENS = 10**9  # of one reply: what claims more is no count
 _INPUT = ("prompt_tokens", "input_tokens", "prompt_token_count", "promptTokenCount")
 _OUTPUT = (
@@ -64,8 +65,10 @@ NO_USAGE = Usage()
 
 
 def chat_output(choice: Fields) -> Output:
-    """Read a choice of a chat: a chunk's `delta`, or a whole reply's `message`."""
+    """Read a choice of a chat: a chunk's `delta`, a whole reply's `message`, or a completion's."""
     part = choice.get("delta") or choice.get("message") or {}
+    if not part and choice.get("text"):
+        return _text_output(choice)
     if not isinstance(part, dict):
         raise WrongShape("a delta that is not an object")
     content = _read_parts(part.get("content"))
@@ -86,7 +89,11 @@ def chat_output(choice: Fields) -> Output:
 
 
 def completions_output(choice: Fields) -> Output:
-    """Read a choice of a completion."""
+    """Read a choice of a completion, or of a chat where a server answers with one."""
+    return _text_output(choice) if "text" in choice else chat_output(choice)
+
+
+def _text_output(choice: Fields) -> Output:
     text = choice.get("text") or ""
     if not isinstance(text, str):
         raise WrongShape("a text that is not a string")
@@ -147,7 +154,7 @@ def reports(value: Fields) -> list[Fields]:
     if isinstance(usage := value.get("usage"), dict):
         return [usage]
     found = [one for name, one in value.items() if name in _USAGES]
-    found += [one.get("usage") for name, one in value.items() if _is_aside(name, one)]
+    found += [one.get("usage") for one in value.values() if isinstance(one, dict)]
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
@@ -155,11 +162,6 @@ def reports(value: Fields) -> list[Fields]:
             found.append(choice.get("usage"))
             found.append(part.get("usage") if isinstance(part, dict) else None)
     return [report for report in found if isinstance(report, dict)]
-
-
-def _is_aside(name: str, value: Any) -> bool:
-    """Tell whether a field is what a server says of its own, like `x_groq`."""
-    return (name[:2] == "x_" or name == "meta") and isinstance(value, dict)
 
 
 def usage_of(report: Fields) -> Usage:
@@ -180,20 +182,23 @@ def _first(names: tuple[str, ...], report: Fields) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    if type(value) is float and value.is_integer():
+    whole = type(value) is float and value.is_integer()
+    if whole or (type(value) is str and _DIGITS.fullmatch(value)):
         value = int(value)
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def check_choices(value: Any) -> None:
-    """Refuse a whole reply without choices."""
+    """Refuse a whole reply without choices, or with an error beside them."""
+    _check_error(value)
     choices = value.get("choices") if isinstance(value, dict) else None
     if not isinstance(choices, list) or not choices:
         raise WrongShape("no 'choices'")
 
 
 def check_embeddings(value: Any) -> None:
-    """Refuse a whole reply with anything but embeddings, at least one."""
+    """Refuse a whole reply with anything but embeddings, at least one, or with an error beside."""
+    _check_error(value)
     rows = value.get("data") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows:
         raise WrongShape("'data' must be a list with at least one embedding")
@@ -201,6 +206,13 @@ def check_embeddings(value: Any) -> None:
         vector = row.get("embedding") if isinstance(row, dict) else None
         if not isinstance(vector, list | str) or not vector:  # a string is base64
             raise WrongShape("an item of 'data' without an embedding")
+        if isinstance(vector, list) and None in vector:  # what NaN becomes in JSON
+            raise WrongShape("an embedding with null in it, which is no number")
+
+
+def _check_error(value: Any) -> None:
+    if isinstance(value, dict) and value.get("error"):
+        raise WrongShape("an error")
 
 
 def check_nothing(_value: Any) -> None:

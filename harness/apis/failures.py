@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,7 @@ from harness.errors import RequestFailed
 from harness.masking import mask_query
 
 EXCERPT_CHARS = 200
+_TITLE = re.compile(rb"<title>([^<]+)</title>", re.IGNORECASE)
 _PARSED_BYTES = 64 << 10  # a longer body is not searched for a message
 
 
@@ -40,19 +42,22 @@ def excerpt(text: str | bytes, limit: int = EXCERPT_CHARS) -> str:
 
 
 def body_message(body: bytes) -> str:
-    """Return the error message in a body, or else an excerpt of it."""
+    """Return the error message in a body, the title of a page, or else an excerpt of it."""
     value = None
     if len(body) <= _PARSED_BYTES:
         with suppress(ValueError, RecursionError):
             value = json.loads(body)
-    return error_message(value) or excerpt(body)
+    page = _TITLE.search(body[:_PARSED_BYTES])
+    return error_message(value) or excerpt(page[1] if page else body)
 
 
 def error_message(value: Any) -> str:
     """Find the message in the shapes that servers give their errors; empty when there is none."""
-    for key in ("error", "message", "detail"):
+    for key in ("error", "errors", "message", "detail"):
         if isinstance(value, dict) and value.get(key):
             value = value[key]
+        if isinstance(value, list):
+            value = next(iter(value), None)
     if isinstance(value, str):
         return excerpt(value)
     return ""

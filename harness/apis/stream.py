@@ -23,6 +23,7 @@ from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
 MAX_REPLY_BYTES = 64 << 20
 MORE_BYTES = "max_reply in the plan's target allows more"
 DONE = b"[DONE]"
+_HEARTBEATS = ("ping", "heartbeat", "keepalive", "keep-alive")
 _NOTHING_LOOSE: Mapping[int, int] = {}
 
 
@@ -35,6 +36,7 @@ class StreamReader:
     __slots__ = (
         "_begun",
         "_bytes",
+        "_complaint",
         "_decoder",
         "_done_ns",
         "_failure",
@@ -65,6 +67,7 @@ class StreamReader:
         self._bytes = 0
         self._done_ns: int | None = None
         self._failure: RequestFailed | None = None
+        self._complaint: RequestFailed | None = None  # of a reply without an end, its failure
         self._over = False
 
     @property
@@ -115,14 +118,16 @@ class StreamReader:
         or that it was empty.
         """
         tally, done = self._tally, self._done_ns is not None
+        cause = None if done else cause
         pending = None if done or self._failure else self._decoder.pending
         failure = self._failure or tally.failed_finish("error event")
         unfinished = False
         if failure is None and not tally.whole():
-            unfinished = cause is None and not tally.finished and self._has_other_end()
-            if not unfinished:
-                failure = cause or _truncated(tally, done=done, pending=pending)
-        elif failure is None and not done:
+            failure = self._complaint or cause
+            unfinished = failure is None and not tally.finished and self._has_other_end()
+            if failure is None and not unfinished:
+                failure = _truncated(tally, done=done, pending=pending)
+        elif failure is None:
             failure = cause
         reply = tally.reply(
             streamed=True,
@@ -156,13 +161,14 @@ class StreamReader:
         data = event.data.strip()
         if data == DONE:
             self._done_ns, self._over = event.t_ns, True
-        elif data or event.event == "error":  # an empty one keeps the connection alive
+        elif not _is_heartbeat(event.event, data):
             has_output, has_text = self._add_parsed(event)
             if has_output:
                 self._tally.add_token(event.t_ns, has_text, event.after_ns)
 
     def _add_parsed(self, event: Event) -> tuple[bool, bool]:
         value = _parse_event(event)
+        self._complaint = self._complaint or _complaint(value)
         try:
             return self._tally.add(value)
         except WrongShape as error:
@@ -183,7 +189,7 @@ def parse_json(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return json.loads(str(data, "utf-8", "replace"))
+        return json.loads(str(data, "utf-8-sig", "replace"))
 
 
 def _parse_event(event: Event) -> dict[str, Any]:
@@ -198,8 +204,21 @@ def _parse_event(event: Event) -> dict[str, Any]:
     return value
 
 
+def _is_heartbeat(name: str | None, data: bytes) -> bool:
+    """Tell what only keeps the connection alive: an empty event, or one that is called so."""
+    return name != "error" and (
+        not data or name in _HEARTBEATS or data.decode("ascii", "replace").lower() in _HEARTBEATS
+    )
+
+
 def _is_error(value: Fields) -> bool:
-    return bool(value.get("error")) or value.get("object") == "error"
+    return bool(value.get("error")) or "error" in (value.get("object"), value.get("type"))
+
+
+def _complaint(value: Fields) -> RequestFailed | None:
+    """Return what may be an error: a message where choices and usage should be."""
+    said = "" if value.get("choices") or value.get("usage") else error_message(value)
+    return RequestFailed("error event", said) if said else None
 
 
 def _truncated(tally: Tally, *, done: bool, pending: bytes | None) -> RequestFailed:

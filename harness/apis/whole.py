@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness.apis.contents import WrongShape
 from harness.apis.dialects import Api
-from harness.apis.failures import body_message, content_type, excerpt, status_failure
+from harness.apis.failures import body_message, content_type, status_failure
 from harness.apis.reply import Reply
 from harness.apis.stream import parse_json, without_content
 from harness.apis.tally import Tally
@@ -34,7 +34,7 @@ def read_json(
         value = parse_json(body)
     except (ValueError, RecursionError):
         kind = content_type(headers) or "no content-type"
-        failure = RequestFailed("invalid reply", f"not JSON ({kind}): {excerpt(body)!r}")
+        failure = RequestFailed("invalid reply", _not_json(body, kind))
     if failure is None:
         try:
             api.check(value)
@@ -45,3 +45,7 @@ def read_json(
             failure = RequestFailed("invalid reply", f"{error}: {body_message(body)}")
     reply = tally.reply(streamed=False, value=value, end_ns=end_ns, failure=failure)
     return reply if empty_ok or api.output is None else without_content(reply)
+
+
+def _not_json(body: bytes, kind: str) -> str:
+    return f"not JSON ({kind}): {body_message(body)!r}" if body.strip() else f"no body ({kind})"

@@ -12,10 +12,10 @@ from harness.recorder import LoadTotals, Recording
 from harness.units import format_count, format_share
 
 NOTABLE_SHARE = 0.05
-BUFFERED = (
-    "something between you and the model buffers the stream: have it pass events on at once "
-    "(nginx: proxy_buffering off; HAProxy: option http-no-delay; Apache: flushpackets=on; Caddy: "
-    "flush_interval -1; no compression of text/event-stream)"
+BUFFERED = "something between you and the model buffers the stream"
+REMEDY = (
+    "have it pass events on at once (nginx: proxy_buffering off; HAProxy: option http-no-delay; "
+    "Apache: flushpackets=on; Caddy: flush_interval -1; no compression of text/event-stream)"
 )
 
 
@@ -36,25 +36,26 @@ def how_buffered(totals: LoadTotals) -> str | None:
     if share < NOTABLE_SHARE:
         return None
     came = f"{format_share(share)} of the token events came in reads that held several"
-    return f"{came}: {BUFFERED}" if share >= 0.5 else f"{came}, so when each came is not known"
+    if share >= 0.5 and totals.streams:  # else each reply was one token, and its end came with it
+        return f"{came}: {BUFFERED}"
+    return f"{came}, so when each came is not known"
 
 
 def in_one_read(tokens: int) -> str:
     """Say that the token events of one reply, tried before a load, came in one read."""
-    return f"all {format_count(tokens)} token events came in one read: {BUFFERED}"
+    return f"all {format_count(tokens)} token events came in one read: {BUFFERED}: {REMEDY}"
 
 
 def remarks(recording: Recording) -> tuple[str, ...]:
     """Say what a reader must know of the recorded streams; empty for ordinary ones."""
     totals = summed(recording, (stage.name for stage in recording.stages if stage.record))
-    found = [how_buffered(totals)]
+    buffered = how_buffered(totals)
+    found = [f"{buffered}: {REMEDY}" if buffered and BUFFERED in buffered else buffered]
     if totals.empty:
         found.append(f"{format_count(totals.empty)} replies had no token")
     if totals.unfinished:
-        found.append(
-            f"{_part(totals.unfinished, totals.streams)} without a finish_reason, whole by the "
-            "stream's other marks"
-        )
+        part = _part(totals.unfinished, max(totals.streams, totals.unfinished))
+        found.append(f"{part} without a finish_reason, whole by the stream's other marks")
     return tuple(sentence for sentence in found if sentence)
 
 

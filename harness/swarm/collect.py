@@ -398,6 +398,10 @@ def _advice(failure: str) -> str:
     kind, _, code = failure.partition(" ")
     if kind == "status" and code.startswith("3"):
         return "no redirect is followed: let the target's url, or its path, name the place itself"
+    if kind == "status" and code.startswith("429"):
+        return "the target limits how often it is asked: wait, or use a key that may do more"
+    if kind == "status" and code.startswith("5"):
+        return "the target, or a proxy before it, has failed: look at its log"
     return _ADVICE.get(kind, "check the target, its path and its model")
 
 

@@ -10,7 +10,8 @@ from harness.units import format_share
 from harness.verdict.outcome import BudgetVerdict, Outcome, used_share
 from harness.verdict.samples import Repetitions
 
-_SAME = 0.1  # two ends of an observed value that differ by more do not show a value
+_SHORTEST_NS = 1000
+_SAME = 0.1
 
 
 def at_both_ends(
@@ -28,13 +29,15 @@ def at_both_ends(
     else:
         base, outcome, reason = verdict, Outcome.INCONCLUSIVE, why_unsure(stage)
     observed = _shown(verdict, ends)
+    if outcome is Outcome.INCONCLUSIVE and observed is None:
+        reason = why_unsure(stage)  # more samples would not show it
     return replace(
         base,
         outcome=outcome,
         reason=reason,
         observed=observed,
         used=used_share(base.budget, observed),
-        low=_outer(min, [one.low for one in ends]),
+        low=_from_nothing(_outer(min, [one.low for one in ends])),
         high=_outer(max, [one.high for one in ends]),
     )
 
@@ -55,7 +58,17 @@ def _shown(verdict: BudgetVerdict, ends: tuple[BudgetVerdict, BudgetVerdict]) ->
     low, high = (one.observed for one in ends)
     if verdict.observed is None or low is None or high is None:
         return None
-    return None if abs(high - low) > _SAME * abs(high) else verdict.observed
+    return None if differ(low, high) else verdict.observed
+
+
+def differ(low: float, high: float) -> bool:
+    """Tell whether two ends of an observed value are too far apart to show one."""
+    return abs(high - low) > _SAME * abs(high)
+
+
+def _from_nothing(low: float | None) -> float | None:
+    """Return a lower bound; 0 where it is less than any time that is measured."""
+    return 0.0 if low is not None and low < _SHORTEST_NS else low
 
 
 def _outer(of: Callable[[list[float]], float], found: list[float | None]) -> float | None:

@@ -13,7 +13,7 @@ from harness.report.facts.costs import Costs, costs
 from harness.report.facts.distribution import Difference, Nines, difference, nines
 from harness.report.facts.over_time import OverTime, Since, over_time
 from harness.report.facts.repetitions import by_run
-from harness.report.facts.subject import Subject, WhyNot, rank_budgets, subject_of
+from harness.report.facts.subject import Subject, WhyNot, rank_budgets, subject_of, unknown
 from harness.report.facts.tables import ErrorKind, StepTable, errors, step_tables
 from harness.report.facts.waterfall import SlowStep, Waterfall, find_waterfall, slow_step
 from harness.steadiness import Drift, find_drifts
@@ -90,9 +90,9 @@ def findings(recording: Recording, verdict: Verdict, baseline: Recording | None 
     if baseline is not None:
         main = replace(
             main,
-            difference=difference(
-                Pair(baseline, recording), verdict, main.focus, main.subject, invalid
-            ),
+            difference=unknown(recording, main.subject)
+            or unknown(baseline, main.subject)
+            or difference(Pair(baseline, recording), verdict, main.focus, main.subject, invalid),
         )
     others = [v for v in order[1:] if v.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE)]
     return replace(
@@ -112,13 +112,14 @@ def _about(
 ) -> dict[str, Any]:
     """Return the facts that depend on which budget the big charts are about."""
     subject = subject_of(recording, budgets, focus)
+    why_not = unknown(recording, subject)
     return {
         "focus": focus,
         "subject": subject,
-        "over_time": over_time(recording, subject, invalid),
-        "heat": heat(recording, subject),
-        "nines": nines(recording, subject),
-        "capacity": capacity(recording, subject, invalid),
+        "over_time": why_not or over_time(recording, subject, invalid),
+        "heat": why_not or heat(recording, subject),
+        "nines": why_not or nines(recording, subject),
+        "capacity": why_not or capacity(recording, subject, invalid),
     }
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.budget import Budget
-from harness.recorder import Histogram, Recording, Series, StageWindow
+from harness.recorder import LEAST, MOST, Histogram, Recording, Series, StageWindow
 from harness.recorder.recording import REPETITION_MARK
 from harness.stats import supported
 from harness.verdict import BudgetVerdict, Outcome
+from harness.verdict.ends import differ
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -49,11 +50,19 @@ class Subject:
 def rank_budgets(budgets: Iterable[BudgetVerdict]) -> list[BudgetVerdict]:
     """Order latency budgets by what deserves the big charts; one for each metric of a step.
 
-    The worst failing one, else one that was not measured, else the closest to its limit.
+    The worst failing one, else one that was not measured, else the closest to its limit; last what
+    stamps do not show.
     """
     rank = {Outcome.FAIL: 0, Outcome.INVALID: 1}
     timed = [v for v in budgets if v.budget.kind == "time" and v.n]
-    timed.sort(key=lambda v: (v.budget.quantile is None, rank.get(v.outcome, 2), -(v.used or 0.0)))
+    timed.sort(
+        key=lambda v: (
+            v.budget.quantile is None,
+            rank.get(v.outcome, 2),
+            v.observed is None,
+            -(v.used or 0.0),
+        )
+    )
     first: dict[tuple[str, str], BudgetVerdict] = {}
     for v in timed:
         first.setdefault((v.budget.step, v.budget.metric), v)
@@ -87,6 +96,29 @@ def series_of(recording: Recording, subject: Subject | None) -> list[tuple[Stage
         return []
     pairs = ((s, recording.series(s.name, subject.step, subject.metric)) for s in recording.stages)
     return [(stage, series) for stage, series in pairs if series is not None]
+
+
+def unknown(recording: Recording, subject: Subject | None) -> WhyNot | None:
+    """Say why the subject's times are not known; None where the stamps show them.
+
+    Of events that came in one read a chart of the stamps would show gaps of nothing.
+    """
+    stages = [stage for stage, _ in series_of(recording, subject) if stage.record]
+    if subject is None or not any(_is_wide(recording, stage.name, subject) for stage in stages):
+        return None
+    return WhyNot(f"{subject.name} is known only between two ends, too far apart to draw.")
+
+
+def _is_wide(recording: Recording, stage: str, subject: Subject) -> bool:
+    """Whether a quantile at the least that every sample can be is another than at the most."""
+    if not recording.has_ends(stage, subject.step, subject.metric):
+        return False
+    both = [recording.series(stage, subject.step, subject.metric, end) for end in (LEAST, MOST)]
+    for q in (0.5, subject.quantile):
+        low, high = (series.total.quantile(q) or 0 if series else 0 for series in both)
+        if differ(low, high):
+            return True
+    return False
 
 
 def stage_name(name: str) -> str:

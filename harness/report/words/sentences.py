@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.health import Check, Health
+from harness.health.streams import REMEDY
 from harness.recorder import Recording
 from harness.report.facts import Findings, OverTime, Since
 from harness.report.facts.subject import stage_name
@@ -190,7 +191,9 @@ def story(verdict: Verdict, findings: Findings) -> list[str]:
 
 def remarks(health: Health, told: str = "") -> list[str]:
     """Return what to know of the streams, as sentences; not what was told already."""
-    return [f"{one[:1].upper()}{one[1:]}." for one in health.remarks if one not in told]
+    untold = [one for one in health.remarks if one not in told]
+    rest = [REMEDY if one.removesuffix(f": {REMEDY}") in told else one for one in untold]
+    return [f"{one[:1].upper()}{one[1:]}." for one in rest]
 
 
 def trust(verdict: Verdict, findings: Findings) -> tuple[bool, str, list[str]]:
