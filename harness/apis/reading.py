@@ -37,7 +37,8 @@ class ReplyRules:
 class ReplyReader:
     """One reply: `follow` it while it comes in, where that is of use, then `finish` it.
 
-    `choices` is how many the request asked for.
+    `choices` is how many the request asked for, `needs_reason` whether the server is known to give
+    finish reasons: a stream without one is then cut, whatever other mark of an end it has.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class ReplyReader:
         streamed: bool,
         choices: int = 1,
         rules: ReplyRules | None = None,
+        needs_reason: bool = False,
     ) -> None:
         self.end_mark = api.end_mark
         """What is in the read that ends the reply, whatever may follow."""
         self._api, self._streamed, self._choices = api, streamed, choices
         self._rules = rules or ReplyRules()
+        self._needs_reason = needs_reason
         self._stream: StreamReader | None = None
         self._decompressor: Decompressor | None = None
         self._held: list[Piece] = []  # of a body that is no stream, or not known to be one
@@ -145,7 +148,10 @@ class ReplyReader:
         if self._stream is None:
             return Reply(failure=self._failure, end_ns=end_ns)
         return self._stream.finish(
-            end_ns, cause=self._failure or cause, empty_ok=self._rules.empty_ok
+            end_ns,
+            cause=self._failure or cause,
+            empty_ok=self._rules.empty_ok,
+            needs_reason=self._needs_reason,
         )
 
     def _unfolding(self, headers: Mapping[str, str]) -> Decompressor:

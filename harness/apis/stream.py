@@ -107,15 +107,21 @@ class StreamReader:
             raise RequestFailed("reply too large", f"{limit}; {MORE_BYTES}")
 
     def finish(
-        self, end_ns: int, *, cause: RequestFailed | None = None, empty_ok: bool = False
+        self,
+        end_ns: int,
+        *,
+        cause: RequestFailed | None = None,
+        empty_ok: bool = False,
+        needs_reason: bool = False,
     ) -> Reply:
         """Return what was read; `end_ns` is the stamp of the body's end.
 
         A reply ends with its `[DONE]`, if it has one. `cause` is what broke the body off, if
         anything did; it fails even a reply that looks whole, but not one that was done. Without
-        `empty_ok`, one that brought nothing has failed. Nothing is raised: `failure` holds, the
-        first that applies, what was wrong inside the stream, the cause, that the stream ended early
-        or that it was empty.
+        `empty_ok`, one that brought nothing has failed. With `needs_reason` no other mark of the
+        end stands for a finish reason: this server gives them. Nothing is raised: `failure` holds,
+        the first that applies, what was wrong inside the stream, the cause, that the stream ended
+        early or that it was empty.
         """
         tally, done = self._tally, self._done_ns is not None
         cause = None if done else cause
@@ -124,7 +130,8 @@ class StreamReader:
         unfinished = False
         if failure is None and not tally.whole():
             failure = self._complaint or cause
-            unfinished = failure is None and not tally.finished and self._has_other_end()
+            may_lack = failure is None and not (needs_reason or tally.finished)
+            unfinished = may_lack and self._has_other_end()
             if failure is None and not unfinished:
                 failure = _truncated(tally, done=done, pending=pending)
         elif failure is None:

@@ -91,6 +91,8 @@ class Run:
     retries: int = 0
     heads: dict[str, RequestHead] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=Shapes)
+    reasoned: set[str] = field(default_factory=set)
+    """The dialects in which the target has given a finish reason."""
     fed: set[str] = field(default_factory=set)
     """The dialects in which inputs are sent as they are."""
     logged: set[tuple[str, str]] = field(default_factory=set)

@@ -207,6 +207,7 @@ class ModelUser(User):
                 streamed=api.wants_stream(body),
                 choices=api.choices(body),
                 rules=self.run_state.rules,
+                needs_reason=dialect in self.run_state.reasoned,
             )
             with Within(target.timeout_ns / 1e9):
                 fetched = self._fetch(api, json.dumps(body).encode(), reader)
@@ -244,6 +245,8 @@ class ModelUser(User):
         detail["output_tokens"] = reply.output_tokens
         detail["tokens_counted"] = reply.tokens_counted
         detail["finish"] = reply.finish_reason
+        if reply.finish_reason is not None:
+            self.run_state.reasoned.add(api.name)
         if reply.is_lumped:
             detail["one_read"] = len(reply.token_events)
         if reply.server_timings:
