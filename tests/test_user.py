@@ -77,7 +77,6 @@ SERVED = {
     "truncated stream, closed": one_reply(STREAM),
     "truncated stream, ended without a reason": one_reply(STREAM + load.END),
     "truncated stream, done before a token": one_reply(load.STREAM_HEAD + load.DONE + load.END),
-    "truncated stream, done and no end": one_reply(STREAM + load.DONE),
     "empty reply": one_reply(
         load.STREAM_HEAD + load.event("", finish="stop") + load.DONE + load.END
     ),
