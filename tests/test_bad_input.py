@@ -263,6 +263,8 @@ def targets() -> Iterator[SimpleNamespace]:
             locked=stack.enter_context(
                 serving(lambda asked, _: asked.reply(401, {"error": "who?"}))
             ),
+            limited=stack.enter_context(serving(lambda asked, _: asked.reply(429, {}))),
+            broken=stack.enter_context(serving(lambda asked, _: asked.reply(503, {}))),
             moved=stack.enter_context(serving(moved)),
             page=stack.enter_context(
                 serving(lambda asked, _: asked.reply(200, "<p>", "text/html"))
@@ -278,6 +280,8 @@ TARGETS = [
     ("down", "connect", "check that the target is up"),
     ("missing", "status 404", "check path"),
     ("locked", "status 401", "API key"),
+    ("limited", "status 429", "limits how often"),
+    ("broken", "status 503", "has failed: look at its log"),
     ("moved", "status 307: redirected to https://new.test/v1", "let the target's url"),
     ("page", "not a stream", "must stream"),
     ("closing", "reset", "closed the connection"),
@@ -303,6 +307,19 @@ def test_a_target_that_fails_the_preflight_is_named_with_advice_and_no_folder_is
     assert advice in message
     assert message.count("\n") == 1
     assert not (folder / "run").exists()
+
+
+def test_a_failure_that_names_its_setting_gets_no_other_advice(folder: Path) -> None:
+    event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 2000 + b'"}}]}\n\n'
+    with serving(lambda asked, _: asked.reply(200, event.decode(), "text/event-stream")) as url:
+        (folder / "chat.yaml").write_text(
+            f"target: {{ url: {url}, max_event: 1KiB }}\n"
+            f"scenario: {LOCUSTFILES / 'chat.py'}\ninputs: {LOCUSTFILES / 'prompts.jsonl'}\n"
+            "load: { concurrency: 1, for: 1s }\nbudgets: [chat.ttft p50 < 30s]\n"
+        )
+        message = refusal(invoked("run", "chat.yaml", "--out", "run"), 6)
+    assert "max_event in the plan's target allows more" in message
+    assert "check the target" not in message
 
 
 def test_check_says_of_a_dead_target_one_sentence(folder: Path) -> None:

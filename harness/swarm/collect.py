@@ -387,11 +387,16 @@ def check_probes(probes: Sequence[frames.Probe], url: str) -> None:
             f"this machine met a limit of its own in the preflight, at step {step} "
             f"({limit}{said}): {setting(limit)}"
         )
+    advice = "" if _advises(said) else f"; {_advice(failure or '')}"
     raise TargetError(
         f"{mask_query(url)} did not pass the preflight: step {step} failed with {failure}{said}"
-        f"{asked}; "
-        f"{_advice(failure or '')}"
+        f"{asked}{advice}"
     )
+
+
+def _advises(said: str) -> bool:
+    """Tell whether what was said names the setting that helps."""
+    return "verify:" in said or "in the plan's target" in said
 
 
 def _advice(failure: str) -> str:
