@@ -128,6 +128,7 @@ def test_a_function_call_of_the_old_kind_is_a_tool_call():
         {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}},
         {"choices": [], "usage": {"input_tokens": 5, "output_tokens": 7}},
         {"choices": [], "usage": {"prompt_tokens": 5.0, "completion_tokens": 7.0}},
+        {"choices": [], "usage": {"prompt_tokens": 5, "total_tokens": 12}},
         {"choices": [], "usage": {"prompt_tokens": "5", "completion_tokens": "7"}},
         {"choices": [], "metadata": {"usage": {"prompt_tokens": 5, "completion_tokens": 7}}},
         {"choices": [], "x_groq": {"usage": {"prompt_tokens": 5, "completion_tokens": 7}}},
@@ -246,6 +247,11 @@ def test_a_reply_that_was_done_is_whole_whatever_breaks_off_what_follows(end):
     assert (reply.failure, reply.unfinished) == (None, not end)
 
 
+@pytest.mark.parametrize("done", [b"data:[DONE]\n\n", b"data: [done]\n\n", b'data: "[DONE]"\n\n'])
+def test_a_done_may_be_written_otherwise(done):
+    assert read([*sse(HELLO, STOP), done]).done_seen
+
+
 @pytest.mark.parametrize("beat", [b"data:\n\n", b"data: \n\n", b": ping\n\n", b"event: ping\n\n"])
 def test_a_heartbeat_of_any_form_is_no_event(beat):
     reply = read([beat, *sse(HELLO), beat, *sse(STOP), beat, DONE])
@@ -264,6 +270,7 @@ def test_a_heartbeat_that_is_no_json_is_no_malformed_event(beat):
         {"code": 500, "message": "broken"},
         {"success": False, "errors": [{"message": "broken"}]},
         {"detail": "broken"},
+        {"base_resp": {"status_code": 1002, "status_msg": "broken"}},
         {"type": "error", "message": "broken"},
         {"error": "broken"},
     ],

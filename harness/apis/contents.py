@@ -169,8 +169,11 @@ def usage_of(report: Fields) -> Usage:
     every = [report, *(part for name, part in report.items() if name.endswith("_details"))]
     details = [part for part in every if isinstance(part, dict)]
     output, given = _first(_OUTPUT, report), _first(_INPUT, report)
+    total = _count(report.get("total_tokens"))
+    if output is None and None not in (given, total):
+        output = max((total or 0) - (given or 0), 0)
     unseen = sum(max(_count(part.get(name)) or 0 for part in details) for name in _UNSEEN)
-    if unseen and _count(report.get("total_tokens")) == (given or 0) + (output or 0) + unseen:
+    if unseen and total == (given or 0) + (output or 0) + unseen:
         unseen = 0  # this server counts them beside its output tokens
     cached = [_first(_CACHED, part) for part in details]
     return Usage(given, next((n for n in cached if n is not None), None), output, unseen)

@@ -53,7 +53,7 @@ def body_message(body: bytes) -> str:
 
 def error_message(value: Any) -> str:
     """Find the message in the shapes that servers give their errors; empty when there is none."""
-    for key in ("error", "errors", "message", "detail"):
+    for key in ("error", "errors", "base_resp", "message", "detail", "status_msg"):
         if isinstance(value, dict) and value.get(key):
             value = value[key]
         if isinstance(value, list):

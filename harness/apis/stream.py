@@ -166,7 +166,7 @@ class StreamReader:
         """Add an event that is not plain; raises RequestFailed when it is malformed or an error."""
         self._begun = True  # the first is parsed whole whatever it brings: it names the model
         data = event.data.strip()
-        if data == DONE:
+        if data.strip(b'"').upper() == DONE:
             self._done_ns, self._over = event.t_ns, True
         elif not _is_heartbeat(event.event, data):
             has_output, has_text = self._add_parsed(event)

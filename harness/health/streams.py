@@ -22,7 +22,16 @@ REMEDY = (
 def summed(recording: Recording, stages: Iterable[str]) -> LoadTotals:
     """Return what became of the arrivals of several stages."""
     totals = [recording.load_totals(stage) for stage in stages]
-    names = ("finished", "failed", "token_events", "merged", "streams", "lumped", "empty")
+    names = (
+        "finished",
+        "failed",
+        "token_events",
+        "merged",
+        "replies",
+        "streams",
+        "lumped",
+        "empty",
+    )
     return LoadTotals(
         **{name: sum(getattr(one, name) for one in totals) for name in (*names, "unfinished")}
     )
@@ -52,7 +61,8 @@ def remarks(recording: Recording) -> tuple[str, ...]:
     buffered = how_buffered(totals)
     found = [f"{buffered}: {REMEDY}" if buffered and BUFFERED in buffered else buffered]
     if totals.empty:
-        found.append(f"{format_count(totals.empty)} replies had no token")
+        part = f"{format_count(totals.empty)} of {format_count(totals.replies)}"
+        found.append(f"{part} replies had no token")
     if totals.unfinished:
         part = _part(totals.unfinished, max(totals.streams, totals.unfinished))
         found.append(f"{part} without a finish_reason, whole by the stream's other marks")

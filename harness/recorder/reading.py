@@ -27,7 +27,7 @@ from harness.recorder.series import Endings, Figures
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError)
 _LATER_COUNTERS = (  # runs of before them have none
     *("token_events", "merged", "raised", "unsent", "backed_off"),
-    *("streams", "lumped", "empty", "unfinished"),
+    *("replies", "streams", "lumped", "empty", "unfinished"),
 )
 _COUNTERS = tuple(name for name in Load.__slots__ if name not in _LATER_COUNTERS)
 

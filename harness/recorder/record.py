@@ -73,9 +73,9 @@ class Load:
     """Arrivals of one stage in one interval; `in_flight` and `waiting` are the highest seen.
 
     Of `token_events`, `merged` came in one read with what followed: their stamps are the ends of
-    intervals. Of the replies without an error, `streams` brought two token events or more,
-    `lumped` of them all in one read; `empty` brought no token, `unfinished` gave no reason for
-    their end.
+    intervals. Of the model's `replies` without an error, `streams` brought two token events or
+    more, `lumped` of them all in one read; `empty` brought no token, `unfinished` gave no reason
+    for their end.
     `raised` are the journeys that an exception of the scenario's own ended, `unsent` those of them
     that it ended before their first request; they are counted in `sent` too. `backed_off` are the
     rounds of closed users that a pause followed because they had failed.
@@ -94,6 +94,7 @@ class Load:
     merged: int = 0
     raised: int = 0
     unsent: int = 0
+    replies: int = 0
     streams: int = 0
     lumped: int = 0
     empty: int = 0

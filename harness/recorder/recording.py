@@ -113,6 +113,7 @@ class LoadTotals:
     token_events: int = 0
     merged: int = 0
     raised: int = 0
+    replies: int = 0
     streams: int = 0
     lumped: int = 0
     empty: int = 0

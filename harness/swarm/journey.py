@@ -320,6 +320,7 @@ def count_reply(load: Load, reply: apis.Reply) -> None:
     load.merged += reply.merged
     load.empty += reply.is_empty and reply.value is None
     load.unfinished += reply.unfinished
+    load.replies += 1
     load.streams += len(stamps) > 1
     load.lumped += reply.is_lumped
 
