@@ -49,7 +49,8 @@
                        merged (token events whose stamp is the end of an interval: more came in
                        the same read), replies (of a model, without an error), streams (of
                        them, those of two token events or more), lumped (streams that came in
-                       one read), empty (no token), unfinished (no finish_reason), raised, backed_off (failed rounds that a pause followed)
+                       one read), empty (no token), unfinished (no finish_reason),
+                       raised, backed_off (failed rounds that a pause followed)
     steps              one per recorded stage and step: stage, step, n, failed, good (met every
                        latency budget), failures {kind: count}, and metrics {name: {unit ("ms",
                        "tokens" or "usd"), n, mean, p50, p95, p99, p99.9, max}}
