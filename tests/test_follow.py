@@ -13,6 +13,7 @@ from gevent.event import Event
 
 from harness import apis
 from harness.apis import StreamReader
+from harness.transport import connection as connection_module
 from harness.transport import poller as poller_module
 from harness.transport.poller import Poller
 
@@ -104,14 +105,19 @@ def test_what_follows_a_done_is_drained_apart_and_the_connection_used_again():
     assert (server.connections, server.requests) == (1, 2)
 
 
-def test_what_does_not_end_after_its_done_is_cut():
+@pytest.mark.parametrize(("lines", "every_s"), [(1000, 0), (1, 0.01)])
+def test_what_does_not_end_after_its_done_is_cut_when_it_is_much_or_long(
+    lines: int, every_s: float, monkeypatch: pytest.MonkeyPatch
+):
+    if lines > 1:
+        monkeypatch.setattr(connection_module, "_LONGEST_DRAIN_S", _PATIENCE_S)
     broken = Event()
 
     def flood(connection: Any) -> None:
         try:
             while True:
-                connection.sendall(load.chunk(b": more\n\n" * 1000))
-                gevent.sleep(0)
+                connection.sendall(load.chunk(b": more\n\n" * lines))
+                gevent.sleep(every_s)
         except OSError:
             broken.set()
 
