@@ -112,11 +112,14 @@ def test_what_does_not_end_after_its_done_is_cut_when_it_is_much_or_long(
     if lines > 1:
         monkeypatch.setattr(connection_module, "_LONGEST_DRAIN_S", _PATIENCE_S)
     broken = Event()
+    sent: list[int] = []
 
     def flood(connection: Any) -> None:
+        more = load.chunk(b": more\n\n" * lines)
         try:
             while True:
-                connection.sendall(load.chunk(b": more\n\n" * lines))
+                connection.sendall(more)
+                sent.append(len(more))
                 gevent.sleep(every_s)
         except OSError:
             broken.set()
@@ -127,6 +130,7 @@ def test_what_does_not_end_after_its_done_is_cut_when_it_is_much_or_long(
         ask(seen)
         assert broken.wait(_PATIENCE_S)
         assert seen.run.transport.poller.watched == 0
+    assert sum(sent) < 64 << 20  # and the sockets held some of it
 
 
 @pytest.mark.parametrize("reasons", [True, False])
