@@ -197,6 +197,8 @@ def _run_patched(test: pytest.Function) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # modules were imported before they are patched
             _patch_sockets()
+        hub = importlib.import_module("gevent").get_hub()
+        hub.loop.update_now()  # by a parent's clock that stands still, timers would be over at once
         arguments = test._fixtureinfo.argnames
         test.obj(**{name: test.funcargs[name] for name in arguments})
     except BaseException:  # noqa: BLE001 - also what ends a process must reach the report

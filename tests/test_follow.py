@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
@@ -219,10 +221,10 @@ def spin(ns: int) -> None:
         pass
 
 
-@pytest.fixture
-def watched():
-    """A poller that notes when something comes in, and the other end."""
-    poller, order = Poller(), []
+@contextmanager
+def watched() -> Iterator[tuple[Poller, socket.socket, list[str]]]:
+    """A poller that notes when something comes in, and the other end; made in the test's process."""
+    poller, order = Poller(), list[str]()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
 
@@ -238,65 +240,65 @@ def watched():
 
 
 @pytest.mark.parametrize("how", ["soon", "behind"])
-def test_however_much_is_due_what_comes_in_is_read_in_between(watched, how):
-    poller, theirs, order = watched
-    done = Event()
+def test_however_much_is_due_what_comes_in_is_read_in_between(how):
+    with watched() as (poller, theirs, order):
+        done = Event()
 
-    def work(number: int) -> None:
-        if number == 10:
-            theirs.send(b"x")
-        spin(poller_module._SLICE_NS)
-        order.append(str(number))
-        if number == 39:
-            done.set()
+        def work(number: int) -> None:
+            if number == 10:
+                theirs.send(b"x")
+            spin(poller_module._SLICE_NS)
+            order.append(str(number))
+            if number == 39:
+                done.set()
 
-    for number in range(40):
-        if how == "soon":
-            poller.soon(work, number)
-        else:
-            poller.behind(lambda number=number: work(number))
-    assert done.wait(_PATIENCE_S)
-    assert order.index("read") < order.index("15")
-    assert [one for one in order if one != "read"] == [str(n) for n in range(40)]
-
-
-def test_what_is_next_goes_before_what_is_due_soon_and_decoding_after_it(watched):
-    poller, _, order = watched
-    poller.behind(lambda: order.append("behind"))
-    poller.soon(order.append, "soon")
-    poller.next(order.append, "next")
-    while len(order) < 3:
-        gevent.sleep(0)
-    assert order == ["next", "soon", "behind"]
+        for number in range(40):
+            if how == "soon":
+                poller.soon(work, number)
+            else:
+                poller.behind(lambda number=number: work(number))
+        assert done.wait(_PATIENCE_S)
+        assert order.index("read") < order.index("15")
+        assert [one for one in order if one != "read"] == [str(n) for n in range(40)]
 
 
-def test_timers_have_their_turn_while_much_is_due(watched):
-    poller, _, order = watched
-    done = Event()
-
-    def work(left: int) -> None:
-        spin(poller_module._SLICE_NS)
-        order.append("work")
-        if left:
-            poller.soon(work, left - 1)
-        else:
-            done.set()
-
-    gevent.spawn_later(0.001, order.append, "timer")
-    poller.soon(work, 60)
-    assert done.wait(_PATIENCE_S)
-    assert "timer" in order
+def test_what_is_next_goes_before_what_is_due_soon_and_decoding_after_it():
+    with watched() as (poller, _, order):
+        poller.behind(lambda: order.append("behind"))
+        poller.soon(order.append, "soon")
+        poller.next(order.append, "next")
+        while len(order) < 3:
+            gevent.sleep(0)
+        assert order == ["next", "soon", "behind"]
 
 
-def test_what_raises_does_not_keep_the_others_from_their_turn(watched, monkeypatch):
-    poller, _, order = watched
-    seen = []
-    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: seen.append(error[1]))
-    poller.soon(lambda: 1 / 0)
-    poller.behind([].pop)
-    poller.later(lambda: {}["a"])
-    poller.later(lambda: order.append("last"))
-    with gevent.Timeout(_PATIENCE_S):
-        while not order:
-            gevent.sleep(0.001)
-    assert seen == [ZeroDivisionError, IndexError, KeyError]
+def test_timers_have_their_turn_while_much_is_due():
+    with watched() as (poller, _, order):
+        done = Event()
+
+        def work(left: int) -> None:
+            spin(poller_module._SLICE_NS)
+            order.append("work")
+            if left:
+                poller.soon(work, left - 1)
+            else:
+                done.set()
+
+        gevent.spawn_later(0.001, order.append, "timer")
+        poller.soon(work, 60)
+        assert done.wait(_PATIENCE_S)
+        assert "timer" in order
+
+
+def test_what_raises_does_not_keep_the_others_from_their_turn(monkeypatch):
+    with watched() as (poller, _, order):
+        seen = []
+        monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *error: seen.append(error[1]))
+        poller.soon(lambda: 1 / 0)
+        poller.behind([].pop)
+        poller.later(lambda: {}["a"])
+        poller.later(lambda: order.append("last"))
+        with gevent.Timeout(_PATIENCE_S):
+            while not order:
+                gevent.sleep(0.001)
+        assert seen == [ZeroDivisionError, IndexError, KeyError]
