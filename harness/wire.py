@@ -24,7 +24,7 @@ MAX_EVENT_BYTES = 1 << 20
 
 _LINE_END = re.compile(rb"\r\n?|\n")  # the only three; U+2028 and the like are data
 _LF = ord("\n")
-_NOTHING_LOOSE: Mapping[int, int] = {}
+NOTHING_LOOSE: Mapping[int, int] = {}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -89,7 +89,7 @@ class SSEDecoder:
         *,
         since_ns: int = 0,
         max_event_bytes: int = MAX_EVENT_BYTES,
-        loose: Mapping[int, int] = _NOTHING_LOOSE,
+        loose: Mapping[int, int] = NOTHING_LOOSE,
     ) -> None:
         self.loose = loose
         self.max_event_bytes = max_event_bytes

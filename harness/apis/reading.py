@@ -17,11 +17,10 @@ from harness.apis.stream import MAX_REPLY_BYTES, MORE_BYTES, StreamReader
 from harness.apis.whole import read_json
 from harness.errors import RequestFailed
 from harness.http1 import Decompressor, Piece, ProtocolViolation, TooLarge
-from harness.wire import MAX_EVENT_BYTES
+from harness.wire import MAX_EVENT_BYTES, NOTHING_LOOSE
 
 _FIELD = re.compile(rb"(?:\xef\xbb\xbf)?(?:data|event|id|retry)?[:\r\n]")
 _OTHER = (b"{", b"[", b"<", b'"')  # how JSON and HTML begin
-_NOTHING_LOOSE: Mapping[int, int] = {}
 _TELLING_BYTES = 16  # so many show how a body begins
 
 
@@ -60,7 +59,7 @@ class ReplyReader:
         self._held: list[Piece] = []  # of a body that is no stream, or not known to be one
         self._held_bytes = 0
         self._failure: RequestFailed | None = None
-        self._loose = _NOTHING_LOOSE
+        self._loose = NOTHING_LOOSE
 
     def follows(self, status: int) -> bool:
         """Tell whether a reply of this status is worth following: a stream that may be one."""
@@ -71,7 +70,7 @@ class ReplyReader:
         headers: Mapping[str, str],
         pieces: Sequence[Piece],
         since_ns: int,
-        loose: Mapping[int, int] = _NOTHING_LOOSE,
+        loose: Mapping[int, int] = NOTHING_LOOSE,
     ) -> bool:
         """Decode what is new of a body; returns whether the rest of it does not matter.
 
@@ -103,7 +102,7 @@ class ReplyReader:
         since_ns: int,
         end_ns: int,
         cause: RequestFailed | None = None,
-        loose: Mapping[int, int] = _NOTHING_LOOSE,
+        loose: Mapping[int, int] = NOTHING_LOOSE,
     ) -> Reply:
         """Return the reply; `pieces` are those of its body that were not followed.
 

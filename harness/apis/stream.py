@@ -18,13 +18,12 @@ from harness.apis.reply import Reply
 from harness.apis.tally import MAX_TEXT_CHARS, Tally
 from harness.errors import RequestFailed
 from harness.http1 import Piece
-from harness.wire import MAX_EVENT_BYTES, Event, SSEDecoder
+from harness.wire import MAX_EVENT_BYTES, NOTHING_LOOSE, Event, SSEDecoder
 
 MAX_REPLY_BYTES = 64 << 20
 MORE_BYTES = "max_reply in the plan's target allows more"
 DONE = b"[DONE]"
 _HEARTBEATS = ("ping", "heartbeat", "keepalive", "keep-alive")
-_NOTHING_LOOSE: Mapping[int, int] = {}
 
 
 class StreamReader:
@@ -55,7 +54,7 @@ class StreamReader:
         max_reply_bytes: int = MAX_REPLY_BYTES,
         max_event_bytes: int = MAX_EVENT_BYTES,
         max_text_chars: int = MAX_TEXT_CHARS,
-        loose: Mapping[int, int] = _NOTHING_LOOSE,
+        loose: Mapping[int, int] = NOTHING_LOOSE,
     ) -> None:
         if api.plain is None:
             raise ValueError(f"{api.name} has no streamed replies")

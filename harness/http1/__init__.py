@@ -10,7 +10,7 @@ header lines (joined by a space), blanks after a chunk's size, no reason in the 
 lines before the status line and a lowercase `http/1.1` pass too. Every length has a limit.
 """
 
-from harness.http1.coding import ENCODINGS, Decompressor, decoded
+from harness.http1.coding import ENCODINGS, Decompressor
 from harness.http1.head import MAX_HEADERS, Head, ProtocolViolation, TooLarge, Truncated
 from harness.http1.reader import (
     MAX_BODY_BYTES,
@@ -35,5 +35,4 @@ __all__ = [
     "ResponseReader",
     "TooLarge",
     "Truncated",
-    "decoded",
 ]

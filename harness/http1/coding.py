@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 from harness.http1.head import ProtocolViolation, TooLarge, Truncated, excerpt
-from harness.http1.reader import MAX_BODY_BYTES, Piece
+from harness.http1.reader import MAX_BODY_BYTES
 
 try:
     _brotli: Any = importlib.import_module("brotli")
@@ -102,21 +101,3 @@ class Decompressor:
         if self._out_bytes > self.max_bytes:
             raise TooLarge(f"the body ({self.encoding}) unfolds to above {self.max_bytes:,} bytes")
         return out
-
-
-def decoded(
-    pieces: Iterable[Piece],
-    encoding: str,
-    *,
-    max_bytes: int = MAX_BODY_BYTES,
-    whole: bool = True,
-) -> list[Piece]:
-    """Undo a Content-Encoding; what a piece unfolds to has that piece's stamp.
-
-    Raises as `Decompressor` does. `whole=False` is for a reply that broke off: no end is asked for.
-    """
-    decompressor = Decompressor(encoding, max_bytes=max_bytes)
-    unfolded = [(decompressor.feed(data), t_ns) for data, t_ns in pieces]
-    if whole:
-        decompressor.end()
-    return [piece for piece in unfolded if piece[0]]

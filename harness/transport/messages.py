@@ -11,6 +11,7 @@ import httpx
 
 from harness.http1 import Head
 from harness.urls import UNIX_SCHEME, decoded_host
+from harness.wire import NOTHING_LOOSE
 
 STAMPS = "harness.stamps"  # key of `Stamps` in a response's extensions
 _PORTS = {"http": 80, "https": 443, UNIX_SCHEME: 0}
@@ -22,7 +23,6 @@ _HOP_BY_HOP = frozenset(
 
 Origin = tuple[str, str, int]
 """Scheme, host and port; of a unix socket `http+unix`, its path and 0."""
-_NOTHING_LOOSE: Mapping[int, int] = {}
 Fields = list[tuple[bytes, bytes]]
 
 
@@ -239,7 +239,7 @@ class Fetched(NamedTuple):
     error: Exception | None
     head: Head | None = None
     """As it was sent; None where the reply came through httpx."""
-    loose: Mapping[int, int] = _NOTHING_LOOSE
+    loose: Mapping[int, int] = NOTHING_LOOSE
     """Stamps of pieces whose last byte came before them, and what each came after."""
 
     @property
